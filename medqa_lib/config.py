@@ -149,5 +149,10 @@ def get_experiment(name: str) -> Experiment:
 
 
 def home_dir() -> Path:
-    """Where checkpoints and results go: MEDQA_HOME, else `./runs`. In Colab `mount_drive` sets MEDQA_HOME to a Drive folder."""
-    return Path(os.environ.get("MEDQA_HOME") or "runs").expanduser().resolve()
+    """Where checkpoints and results go: MEDQA_HOME, else `runs` in the checkout (in an installed copy: in the working folder).
+
+    In Colab `mount_drive` sets MEDQA_HOME to a Drive folder.
+    """
+    checkout = Path(__file__).parents[1]
+    default = (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
+    return Path(os.environ.get("MEDQA_HOME") or default).expanduser().resolve()
