@@ -1,0 +1,140 @@
+"""A run's folder: what was run, on what, and what came out. Text of a data set never goes into it.
+
+`metrics.json` is written last: a folder that has it is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from medqa_lib.config import Experiment, Profile, home_dir
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "rouge_score", "sacrebleu", "bert_score", "textstat")
+RUN_ORDER = ("base", "exp_001", "exp_002", "exp_003", "exp_004", "exp_005")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run, read back from its folder. `scores` has a row a test question, `losses` a row a logged step."""
+
+    folder: Path
+    config: dict
+    metrics: dict
+    scores: pd.DataFrame
+    losses: pd.DataFrame
+    showcase: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def run_folder(name: str, profile: Profile, home: Path | None = None) -> Path:
+    """Where the results of this run go: HOME/results/MODEL/NAME."""
+    return (home or home_dir()) / "results" / profile.model_slug / name
+
+
+def describe_environment() -> dict:
+    """Date, GPU and versions: what a figure must be labelled with."""
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (CPU)"
+    return {"date": datetime.date.today().isoformat(), "gpu": gpu, "python": platform.python_version(), "versions": versions}
+
+
+def run_identity(experiment: Experiment | None, profile: Profile, data_hashes: dict) -> dict:
+    """What must be equal for a checkpoint or a result to be used again, as JSON values."""
+    recipe = {key: value for key, value in dataclasses.asdict(experiment).items()
+              if key not in ("question", "partner", "differs_in")} if experiment else None
+    identity = {"experiment": recipe, "model": profile.model, "data": data_hashes,
+                "evaluation": {"max_new_tokens": profile.max_new_tokens, "test_questions": profile.test_questions,
+                               "validation_pairs": profile.validation_pairs, "bertscore_encoder": profile.bertscore_encoder}}
+    return json.loads(json.dumps(identity))
+
+
+def question_id(question: str) -> str:
+    """First 16 hexadecimal digits of the question's SHA-256: names a test question without showing it."""
+    return hashlib.sha256(question.encode()).hexdigest()[:16]
+
+
+def save_run(folder: Path, config: dict, metrics: dict, scores: pd.DataFrame, losses: pd.DataFrame, showcase: Sequence[dict]) -> RunResult:
+    """Write a run's five files, `metrics.json` last, and read them back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").unlink(missing_ok=True)
+    _write_json(folder / "config.json", config)
+    scores.to_csv(folder / "scores.csv", index=False, float_format="%.6g")
+    losses.to_csv(folder / "loss.csv", index=False, float_format="%.6g")
+    _write_json(folder / "showcase.json", list(showcase))
+    _write_json(folder / "metrics.json", metrics)
+    return load_run(folder)
+
+
+def _write_json(path: Path, content) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def load_run(folder: str | Path) -> RunResult:
+    """Read a run's folder.
+
+    Raises:
+        FileNotFoundError: the folder is not a complete run; the message names the file that is missing.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "metrics.json", "scores.csv", "loss.csv", "showcase.json"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder} is not a complete run: {name} is missing. Run its notebook, or run_experiment, to the end.")
+    read = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "metrics", "showcase")}
+    return RunResult(folder, read["config"], read["metrics"], pd.read_csv(folder / "scores.csv", dtype={"question_id": str, "group": str}),
+                     pd.read_csv(folder / "loss.csv"), pd.DataFrame(read["showcase"], columns=["question", "answer"]))
+
+
+def load_runs(root: str | Path) -> dict[str, RunResult]:
+    """All complete runs under `root`, the base first, then the experiments by name."""
+    names = [folder.parent.name for folder in Path(root).glob("*/metrics.json")]
+    names.sort(key=lambda name: (RUN_ORDER.index(name) if name in RUN_ORDER else len(RUN_ORDER), name))
+    return {name: load_run(Path(root) / name) for name in names}
+
+
+def find_finished(folder: Path, identity: dict) -> RunResult | None:
+    """The finished run in `folder`, or None if there is none yet.
+
+    Raises:
+        ValueError: it is another run's; the message lists what differs.
+    """
+    from medqa_lib.checkpoints import identity_differences
+
+    if not (folder / "metrics.json").exists():
+        return None
+    run = load_run(folder)
+    differences = identity_differences(run.config["identity"], identity)
+    if differences:
+        raise ValueError(f"{folder} holds the results of another run:\n  " + "\n  ".join(differences) +
+                         "\nMove that folder away, or set MEDQA_HOME to another one.")
+    return run
+
+
+def summary_table(runs: dict[str, RunResult], columns: Sequence[str] = ("validation_loss", "rouge1", "rouge2", "rougeL", "bleu",
+                                                                        "token_f1", "bertscore_f1")) -> pd.DataFrame:
+    """One row a run, one column a metric, with n; a metric that a run lacks is left out everywhere."""
+    table = pd.DataFrame({name: run.metrics for name, run in runs.items()}).T
+    kept = [column for column in columns if column in table and table[column].notna().any()]
+    return table[[*kept, "n_test"]].astype({"n_test": int})
