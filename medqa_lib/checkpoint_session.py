@@ -1,0 +1,236 @@
+"""What a run does with its checkpoints while it trains: lock, resume, save, copy, prune, stop on SIGTERM, and clear disk errors."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Self
+
+import torch
+from transformers import TrainerCallback
+
+from medqa_lib.checkpoints import (
+    CheckpointError,
+    checkpoint_step,
+    copy_checkpoint,
+    latest_valid,
+    prune_checkpoints,
+    verify,
+    write_json_atomically,
+    write_manifest,
+)
+
+HEARTBEAT_S = 120
+STALE_S = 600  # another machine's lock is dead when its heartbeat is older than this
+DISK_ERRORS = ("No space left", "PytorchStreamWriter", "File too large", "Read-only file system", "Permission denied", "I/O error", "quota")
+
+
+class RunBusy(CheckpointError):
+    """Another process works on this run folder."""
+
+
+def checkpoint_folders(home: Path, *parts: str) -> tuple[Path, Path]:
+    """(local, lasting) folder of a run. They differ only where MEDQA_SCRATCH names a fast local disk, as in Colab."""
+    scratch = os.environ.get("MEDQA_SCRATCH")
+    return Path(scratch or home).joinpath("checkpoints", *parts), Path(home).joinpath("checkpoints", *parts)
+
+
+class RunLock:
+    """One process a run folder, and no lock that a dead process holds for ever.
+
+    On one machine a POSIX record lock on `local_dir/run.lock` decides: the kernel drops it when the process dies, however it dies.
+    Drive has no locks that another machine sees, so there `lasting_dir/run.lock.json` tells host, pid and a heartbeat; after
+    10 silent minutes that run counts as dead.
+    """
+
+    def __init__(self, local_dir: Path, lasting_dir: Path) -> None:
+        self.path, self.shared = local_dir / "run.lock", lasting_dir / "run.lock.json"
+        self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+        self.released = threading.Event()
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            RunBusy: another live process holds it; the message names it.
+        """
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(self.descriptor, 1000).decode() or "its lock names no owner"
+            os.close(self.descriptor)
+            raise RunBusy(f"Another process works on {self.path.parent}: {owner}. Wait for it to end, or stop it.") from error
+        self._refuse_other_machine()
+        os.truncate(self.descriptor, 0)
+        os.write(self.descriptor, json.dumps(self.owner).encode())
+        self._beat()
+        self.released.clear()
+        threading.Thread(target=self._beat_until_released, daemon=True).start()
+
+    def _refuse_other_machine(self) -> None:
+        try:
+            other = json.loads(self.shared.read_text())
+            silent_s = time.time() - other["beat"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if other.get("host") != self.owner["host"] and silent_s < STALE_S:
+            os.close(self.descriptor)
+            raise RunBusy(f"Process {other.get('pid')} on machine {other.get('host')} worked on {self.shared.parent} {silent_s:.0f} s ago. "
+                          f"If that runtime is gone, wait {STALE_S - silent_s:.0f} s or delete {self.shared}.")
+
+    def _beat(self) -> None:
+        try:
+            write_json_atomically(self.shared, {**self.owner, "beat": time.time()})
+        except OSError:
+            pass  # Drive is away: the copy of the next checkpoint says so
+
+    def _beat_until_released(self) -> None:
+        while not self.released.wait(HEARTBEAT_S):
+            self._beat()
+
+    def release(self) -> None:
+        """Give the lock back. The lock file stays: deleting it would let two processes lock two files of one name."""
+        self.released.set()
+        try:
+            self.shared.unlink(missing_ok=True)
+        except OSError:
+            pass
+        os.close(self.descriptor)
+
+
+class CheckpointSession(TrainerCallback):
+    """Everything between one `Trainer` and its checkpoints; also the Trainer's callback.
+
+    Example:
+        >>> with CheckpointSession(local_dir, lasting_dir, identity) as session:              # doctest: +SKIP
+        ...     trainer = Trainer(args=TrainingArguments(session.local_dir, ...), callbacks=[session], ...)
+        ...     trainer.train(resume_from_checkpoint=session.resume_from())
+
+    Args:
+        local_dir: where the Trainer saves; `lasting_dir` itself when there is no faster disk, and then nothing is copied.
+        identity: what must be equal for a resume (experiment, data hash, label policy, model), as JSON.
+        keep: checkpoints kept in each folder.
+    """
+
+    def __init__(self, local_dir: Path, lasting_dir: Path, identity: dict, keep: int = 2) -> None:
+        self.local_dir, self.lasting_dir = Path(local_dir), Path(lasting_dir)
+        self.identity, self.keep = identity, keep
+        self.is_main = int(os.environ.get("RANK", "0")) == 0  # under `accelerate launch` only the first process writes
+        self.missing: str | None = None  # name of a checkpoint that the lasting folder lacks
+        self.saving = self.training = self.stop_asked = False
+
+    def __enter__(self) -> Self:
+        """Create the folders and take the lock.
+
+        Raises:
+            RunBusy: another process works on this run.
+            CheckpointError: the folders cannot be written.
+        """
+        if not self.is_main:
+            return self
+        try:
+            self.local_dir.mkdir(parents=True, exist_ok=True)
+            self.lasting_dir.mkdir(parents=True, exist_ok=True)
+            self.lock = RunLock(self.local_dir, self.lasting_dir)
+            self.lock.acquire()
+        except OSError as error:
+            raise CheckpointError(f"Cannot write checkpoints to {self.lasting_dir} ({error}). Is Drive mounted and not full?") from error
+        if threading.current_thread() is threading.main_thread() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            self.old_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if not self.is_main:
+            return
+        if hasattr(self, "old_handler"):
+            signal.signal(signal.SIGTERM, self.old_handler)
+        if self.missing and kind is None:
+            self._copy_to_lasting(self.local_dir / self.missing)
+        if self.missing:
+            print(f"NOT SAFE YET: {self.lasting_dir} lacks {self.missing}. It is in {self.local_dir}: copy it before this machine goes away.")
+        self.lock.release()
+        if self.saving and error is not None and any(text in str(error) for text in DISK_ERRORS):
+            raise CheckpointError(f"Saving a checkpoint to {self.local_dir} failed ({error}). Earlier checkpoints are whole: "
+                                  "make room there and start again to resume from the newest one.") from error
+
+    def check_space(self, checkpoint_bytes: int) -> None:
+        """Refuse to start a run whose checkpoints will not fit.
+
+        Raises:
+            CheckpointError: a folder has less room than `keep` + 1 checkpoints need.
+        """
+        needed = (self.keep + 1) * checkpoint_bytes
+        for folder in {self.local_dir, self.lasting_dir} if self.is_main else ():
+            free = shutil.disk_usage(folder).free
+            if free < needed:
+                raise CheckpointError(f"Too little disk: {folder} has {free / 2**20:,.0f} MiB free, {self.keep + 1} checkpoints need "
+                                      f"{needed / 2**20:,.0f} MiB. Make room or set MEDQA_HOME to a folder on a larger disk.")
+
+    def resume_from(self) -> str | None:
+        """The newest valid checkpoint of both folders, for `Trainer.train(resume_from_checkpoint=...)`; None: start afresh.
+
+        Raises:
+            ResumeRefused: it belongs to another configuration.
+        """
+        found = []
+        for folder in dict.fromkeys((self.local_dir, self.lasting_dir)):
+            checkpoint, skipped = latest_valid(folder, self.identity)
+            found += [checkpoint] if checkpoint else []
+            for reason in skipped if self.is_main else ():
+                print(f"Skipped {folder / reason}")
+        best = max(found, key=checkpoint_step, default=None)
+        if best and self.is_main:
+            print(f"Resuming from {best}")
+            if best.parent != self.lasting_dir and verify(self.lasting_dir / best.name):
+                self._copy_to_lasting(best)
+        return str(best) if best else None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.training = True
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.training = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.stop_asked:
+            control.should_save = True
+        self.saving = control.should_save
+        return control
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        """The Trainer has saved checkpoint-N: make it valid, copy it, prune older ones; then stop if SIGTERM came."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # each process saves its own random state
+        if not self.is_main:
+            return
+        checkpoint = self.local_dir / f"checkpoint-{state.global_step}"
+        write_manifest(checkpoint, self.identity)
+        if self.lasting_dir != self.local_dir:
+            self._copy_to_lasting(checkpoint)
+        prune_checkpoints(self.local_dir, self.keep)
+        self.saving = False
+        if self.stop_asked:
+            print(f"Stopped by SIGTERM after saving {checkpoint}; start again to resume.")
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _copy_to_lasting(self, checkpoint: Path) -> None:
+        try:
+            copy_checkpoint(checkpoint, self.lasting_dir)
+            self.missing = None
+            prune_checkpoints(self.lasting_dir, self.keep)
+        except OSError as error:
+            self.missing = checkpoint.name
+            print(f"WARNING: {checkpoint.name} is not on {self.lasting_dir} ({error}). Training goes on; the next save tries again.")
+
+    def _on_sigterm(self, signum, frame) -> None:
+        if not self.training:
+            raise SystemExit(128 + signum)
+        self.stop_asked = True  # on_step_end saves and on_save stops

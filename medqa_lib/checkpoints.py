@@ -1,0 +1,160 @@
+"""Verified checkpoints: saved on fast local disk, copied to the lasting folder (Drive in Colab), and only what verifies is resumed.
+
+A folder `checkpoint-N` is a checkpoint only with a valid `manifest.json`: sizes and SHA-256 of its files and the run's identity,
+written last and atomically. SHA-256 after a flush shows that Drive's client took the bytes, not that they were uploaded yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message says what to do."""
+
+
+class ResumeRefused(CheckpointError):
+    """The checkpoint belongs to another configuration, data set or label policy."""
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json_atomically(path: Path, content: dict) -> None:
+    """Write beside `path`, flush to disk, then rename: a reader sees the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        json.dump(content, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _seal(manifest: dict) -> str:
+    body = {key: value for key, value in manifest.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".") and path.name != MANIFEST)
+
+
+def write_manifest(folder: Path, identity: dict) -> None:
+    """Make `folder` a checkpoint: flush and hash every file, then write the manifest."""
+    (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+    files = {}
+    for path in _files(folder):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+    manifest = {"identity": json.loads(json.dumps(identity)), "files": files}
+    write_json_atomically(folder / MANIFEST, {**manifest, "seal": _seal(manifest)})
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint; an empty list means that it is whole."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest.get("seal") != _seal(manifest):
+            return [f"{MANIFEST} was altered"]
+        problems = []
+        for name, expected in manifest["files"].items():
+            path = folder / name
+            if not path.is_file():
+                problems.append(f"{name} is missing")
+            elif path.stat().st_size != expected["bytes"]:
+                problems.append(f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}")
+            elif hash_file(path) != expected["sha256"]:
+                problems.append(f"{name} does not match its SHA-256")
+        return problems
+    except FileNotFoundError:
+        return [f"no {MANIFEST}: it was not written to its end"]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        return [f"{MANIFEST} or a file cannot be read ({error})"]
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Folders named checkpoint-N, newest (largest N) first, valid or not."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=checkpoint_step, reverse=True)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """N of checkpoint-N."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def identity_differences(saved: dict, wanted: dict) -> list[str]:
+    """One line for each field that differs, nested fields by their dotted name."""
+    def flatten(value, name=""):
+        if not isinstance(value, dict):
+            return {name: value}
+        return {key: leaf for child, sub in value.items() for key, leaf in flatten(sub, f"{name}.{child}" if name else child).items()}
+
+    old, new = flatten(saved), flatten(json.loads(json.dumps(wanted)))
+    return [f"{name}: checkpoint {old.get(name)!r}, this run {new.get(name)!r}"
+            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+
+
+def latest_valid(folder: Path, identity: dict | None = None) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and why each newer one was skipped.
+
+    Raises:
+        ResumeRefused: that checkpoint belongs to another identity; the message lists the differences.
+    """
+    skipped = []
+    for checkpoint in list_checkpoints(folder):
+        problems = verify(checkpoint)
+        if problems:
+            skipped.append(f"{checkpoint.name}: {'; '.join(problems)}")
+            continue
+        saved = json.loads((checkpoint / MANIFEST).read_text())["identity"]
+        differences = identity_differences(saved, identity) if identity is not None else []
+        if differences:
+            raise ResumeRefused(f"{checkpoint} belongs to another run:\n  " + "\n  ".join(differences) +
+                                f"\nDelete or rename {folder} to start afresh, or restore the configuration to resume.")
+        return checkpoint, skipped
+    return None, skipped
+
+
+def copy_checkpoint(source: Path, lasting_dir: Path) -> Path:
+    """Copy a checkpoint file by file, flush, compare SHA-256 with the source's manifest; the manifest goes last.
+
+    Raises:
+        OSError: the lasting folder is gone, full, read-only or gives other bytes back.
+    """
+    target = lasting_dir / source.name
+    target.mkdir(exist_ok=True)  # no parents: a Drive that vanished must not come back as a local folder
+    (target / MANIFEST).unlink(missing_ok=True)
+    manifest = json.loads((source / MANIFEST).read_text())
+    for name, expected in manifest["files"].items():
+        (target / name).parent.mkdir(exist_ok=True)
+        with open(source / name, "rb") as reader, open(target / name, "wb") as writer:
+            shutil.copyfileobj(reader, writer, 1 << 20)
+            writer.flush()
+            os.fsync(writer.fileno())
+        if hash_file(target / name) != expected["sha256"]:
+            raise OSError(f"{target / name} reads back differently from what was written")
+    write_json_atomically(target / MANIFEST, manifest)
+    return target
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Keep the newest `keep` valid checkpoints; delete older ones and older fragments, but none while no newer one verifies."""
+    valid = [path for path in list_checkpoints(folder) if not verify(path)][:keep]
+    for old in list_checkpoints(folder):
+        if valid and old not in valid and checkpoint_step(old) < checkpoint_step(valid[0]):
+            for path in [old / MANIFEST, *_files(old)]:
+                if path.exists():
+                    os.truncate(path, 0)  # Drive's trash keeps deleted files for 30 days and counts their size
+                    path.unlink()
+            shutil.rmtree(old)
