@@ -1,0 +1,219 @@
+"""Train one experiment with `transformers.Trainer`: audited, checkpointed, resumable; then evaluate it.
+
+`accelerate launch -m medqa_lib.training exp_004` trains on several processes; alone, `python -m medqa_lib.training exp_004`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import os
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from medqa_lib import audit, metrics
+from medqa_lib.checkpoint_session import CheckpointSession
+from medqa_lib.checkpoints import checkpoint_folders
+from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
+from medqa_lib.data import prepare_splits
+from medqa_lib.evaluation import choose_test_questions, data_hashes, encode_validation, evaluate_run
+from medqa_lib.labels import PaddingCollator, encode_split
+from medqa_lib.model import add_lora, load_base_model, load_tokenizer, trainable_share
+from medqa_lib.results import RunResult, find_finished, load_run, run_folder, run_identity
+
+VALIDATION_PAIRS_WHILE_TRAINING = 400  # the curve needs fewer than the final figure, which uses all
+
+
+class ProgressBar(TrainerCallback):
+    """One plain-text tqdm line; the notebook's own bar is a widget, which GitHub does not render."""
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", mininterval=5, desc="train")
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if state.is_world_process_zero and hasattr(self, "bar"):
+            shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss") if name in (logs or {})}
+            self.bar.set_postfix(shown, refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
+            self.bar.close()
+
+
+class AnswerTrainer(Trainer):
+    """Trainer whose evaluation is the token-weighted loss on answers, and which counts the tokens that it has trained on."""
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        loss = metrics.answer_loss(self.model, self.eval_dataset)
+        self.log({"eval_loss": loss})
+        return {"eval_loss": loss}
+
+    def get_batch_samples(self, *args, **kwargs):
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        tokens = sum(int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel() for batch in batches)
+        if self.args.world_size > 1:
+            tokens = int(self.accelerator.gather(torch.tensor(tokens, device=self.args.device)).sum())
+        self.state.num_input_tokens_seen += tokens
+        return batches, items
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        super().log({**logs, "tokens": self.state.num_input_tokens_seen}, *args, **kwargs)
+
+
+def run_experiment(experiment: Experiment | str, splits=None, profile: Profile | None = None, home: Path | None = None) -> RunResult:
+    """Train and evaluate one experiment; whatever an earlier, interrupted call has finished is used again.
+
+    Args:
+        experiment: an entry of EXPERIMENTS or its name, at full size: the profile scales it.
+        splits: DatasetDict of `data.split_pairs`; by default prepared from the profile's sources.
+        home: where checkpoints, adapter and results go, by default `config.home_dir()`.
+    Raises:
+        ValueError: unknown experiment, labels that are not what the experiment declares, or results of another run in the way.
+        CheckpointError: checkpoints cannot be written, or belong to another run.
+    """
+    profile, home = profile or current_profile(), Path(home or home_dir())
+    experiment = profile.scale(get_experiment(experiment) if isinstance(experiment, str) else experiment)
+    splits = splits or prepare_splits(by=experiment.split, home=home)
+    identity = run_identity(experiment, profile, data_hashes(splits))
+    folder = run_folder(experiment.name, profile, home)
+    finished = find_finished(folder, identity)
+    if finished:
+        print(f"{experiment.name} is finished: read from {folder}")
+        return finished
+    adapter_dir = home / "adapters" / profile.model_slug / experiment.name
+    local, lasting = checkpoint_folders(home, profile.model_slug, experiment.name)
+    with CheckpointSession(local, lasting, identity) as session:
+        losses, training = train_adapter(experiment, splits, profile, session, adapter_dir)
+        if int(os.environ.get("RANK", 0)) == 0:
+            evaluate_run(folder, adapter_dir, splits, profile, home, {"identity": identity}, losses, training)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return load_run(folder)
+
+
+def train_adapter(experiment: Experiment, splits, profile: Profile, session: CheckpointSession,
+                  adapter_dir: Path) -> tuple[pd.DataFrame, dict]:
+    """Train, save the adapter; returns the loss history and numbers for metrics.json. The experiment is already scaled."""
+    tokenizer = load_tokenizer(profile)
+    train, counts = encode_split(tokenizer, splits["train"], experiment.max_length_tokens, experiment.labels, experiment.truncation)
+    validation = encode_validation(tokenizer, splits["validation"], profile)
+    validation = validation.select(range(min(VALIDATION_PAIRS_WHILE_TRAINING, len(validation))))
+    collator = PaddingCollator(tokenizer, experiment.labels, experiment.max_length_tokens)
+    model = load_base_model(profile)
+    report = audit.audit_alignment(model, tokenizer, train, collator)
+    audit.require_policy(report, experiment.labels)
+    model = add_lora(model, experiment.lora, experiment.seed)
+    micro_batch = plan_micro_batch(experiment)
+    describe_run(experiment, profile, model, micro_batch, len(train), counts, report, splits)
+    start = time.perf_counter()
+    trainer = fit(model, experiment, train, validation, collator, session, micro_batch)
+    train_time_s = time.perf_counter() - start
+    if trainer.is_world_process_zero():
+        model.save_pretrained(adapter_dir)
+        tokenizer.save_pretrained(adapter_dir)
+    trainable, share = trainable_share(model)
+    numbers = {"train_time_s": train_time_s, "trained_steps": trainer.state.global_step, "trained_tokens": trainer.state.num_input_tokens_seen,
+               "trainable_parameters": trainable, "trainable_share": share}
+    if torch.cuda.is_available():
+        numbers["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    losses = loss_history(trainer.state.log_history)
+    del trainer, model
+    gc.collect()
+    torch.cuda.empty_cache()
+    return losses, numbers
+
+
+def plan_micro_batch(experiment: Experiment) -> int:
+    """Rows a forward pass on this process, so that rows x accumulation x processes is the effective batch."""
+    rows = experiment.effective_batch // int(os.environ.get("WORLD_SIZE", 1))
+    return min(rows, 8)
+
+
+def describe_run(experiment: Experiment, profile: Profile, model, micro_batch: int, pairs: int, counts: dict, report: dict, splits) -> None:
+    """Say before the start what will happen."""
+    trainable, share = trainable_share(model)
+    n = len(choose_test_questions(splits["test"], profile))
+    print(f"{experiment.name}: {experiment.max_steps} steps of {experiment.effective_batch} rows ({micro_batch} at a time), learning rate "
+          f"{experiment.learning_rate:g}, labels {experiment.labels}; {pairs:,} training pairs, {counts}")
+    print(f"Labels: {report['verdict']}")
+    print(f"Trainable: {trainable:,} parameters, {share:.3%}")
+    print(f"Afterwards {n} test questions are answered; a share near one half is then known to ±{0.98 / math.sqrt(n):.3f} (95%).")
+
+
+def fit(model, experiment: Experiment, train, validation, collator, session: CheckpointSession, micro_batch: int) -> Trainer:
+    """Run the Trainer to the last step, from the newest valid checkpoint if there is one.
+
+    Out of GPU memory halves the micro-batch and goes on from the newest checkpoint; the effective batch stays.
+    """
+    start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    while True:
+        trainer = AnswerTrainer(model, training_arguments(experiment, session.local_dir, micro_batch), train_dataset=train,
+                                eval_dataset=validation, data_collator=collator, callbacks=[session, ProgressBar()])
+        trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train(resume_from_checkpoint=session.resume_from())
+            return trainer
+        except torch.OutOfMemoryError:
+            if micro_batch == 1:
+                raise
+            micro_batch //= 2
+            print(f"Out of GPU memory: going on with {micro_batch} rows at a time; a step still has {experiment.effective_batch}.")
+            del trainer
+            for name, value in model.named_parameters():
+                if name in start:
+                    value.data.copy_(start[name])
+                    value.grad = None
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def training_arguments(experiment: Experiment, output_dir: Path, micro_batch: int) -> TrainingArguments:
+    """The experiment in the Trainer's words. What is not named here is the Trainer's default (AdamW, gradient norm clipped to 1)."""
+    every = experiment.log_and_save_steps
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    bf16 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    return TrainingArguments(
+        str(output_dir), max_steps=experiment.max_steps, learning_rate=experiment.learning_rate, seed=experiment.seed,
+        lr_scheduler_type=experiment.lr_scheduler, warmup_steps=math.ceil(experiment.warmup_share * experiment.max_steps),
+        weight_decay=experiment.weight_decay, per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=experiment.effective_batch // (micro_batch * processes),
+        bf16=bf16, fp16=torch.cuda.is_available() and not bf16, use_cpu=not torch.cuda.is_available(), optim="adamw_torch_fused",
+        logging_steps=every, logging_first_step=True, save_steps=every, eval_strategy="steps", eval_steps=every,
+        save_total_limit=None, report_to=[], disable_tqdm=True, remove_unused_columns=False, label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(), ddp_find_unused_parameters=False)
+
+
+def loss_history(log: list[dict]) -> pd.DataFrame:
+    """The Trainer's log as rows of step, split, loss, learning_rate, tokens (trained on so far)."""
+    rows = []
+    for entry in log:
+        for key, split in (("loss", "train"), ("eval_loss", "validation")):
+            if key in entry:
+                rows.append({"step": entry["step"], "split": split, "loss": entry[key], "learning_rate": entry.get("learning_rate"),
+                             "tokens": entry.get("tokens")})
+    return pd.DataFrame(rows, columns=["step", "split", "loss", "learning_rate", "tokens"])
+
+
+def main() -> None:
+    """Train the experiments that the command line names."""
+    parser = argparse.ArgumentParser(prog="medqa_lib.training", description=run_experiment.__doc__.splitlines()[0])
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="for example exp_004")
+    for name in parser.parse_args().experiments:
+        run = run_experiment(name)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"{name}: validation loss {run.metrics['validation_loss']:.4f}, results in {run.folder}")
+
+
+if __name__ == "__main__":
+    main()
