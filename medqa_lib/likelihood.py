@@ -1,0 +1,96 @@
+"""What a model itself finds likely: loss and perplexity on answer tokens, and the choice among given options."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from medqa_lib.labels import IGNORE_INDEX, encode_example
+
+MAX_BATCH_TOKENS = 4096
+MAX_BATCH_LOGITS = 2**27  # 0.5 GB in float32
+
+
+def answer_loss(model, examples: Sequence[dict]) -> dict[str, float]:
+    """Loss and perplexity on the supervised tokens, every token counting the same, whatever batch it is in.
+
+    Args:
+        model: causal language model; it is left in evaluation mode.
+        examples: dicts with `input_ids` and unshifted `labels`, (T,) each, as `labels.encode_example` gives them.
+    Returns:
+        `loss` (nats a token), `perplexity` and `tokens`.
+    Raises:
+        ValueError: no token is supervised.
+    """
+    losses, tokens = sum_answer_losses(model, examples)
+    if sum(tokens) == 0:
+        raise ValueError(f"None of {len(examples)} examples has a supervised token; expected labels other than {IGNORE_INDEX}.")
+    loss = math.fsum(losses) / sum(tokens)
+    return {"loss": loss, "perplexity": math.exp(loss), "tokens": sum(tokens)}
+
+
+def option_accuracy(model, tokenizer, questions: Sequence[str], choices: Sequence[str]) -> dict[str, float]:
+    """How often the right option of a multiple-choice question is the likeliest answer: knowledge, not wording.
+
+    An option's score is the log-likelihood of its text after the prompt, without EOS, divided by its number of
+    characters, so that an option is not punished for its length (`acc_norm` of the lm-evaluation-harness).
+
+    Args:
+        questions: N questions.
+        choices: N strings, each "" (no options: left out) or JSON such as `{"options": ["Iron", "Zinc"], "correct": 0}`.
+    Returns:
+        `option_accuracy`, `option_chance` (what guessing gives) and `option_questions`; the last alone if it is 0.
+    """
+    asked = [(question, json.loads(choice)) for question, choice in zip(questions, choices, strict=True) if choice]
+    if not asked:
+        return {"option_questions": 0}
+    options = [(question, option) for question, choice in asked for option in choice["options"]]
+    limit = model.config.max_position_embeddings
+    losses, _ = sum_answer_losses(model, [encode_example(tokenizer, *pair, limit, policy="no_eos", truncation="drop") for pair in options])
+    per_character = [loss / len(option) for loss, (_, option) in zip(losses, options)]
+    sizes = [len(choice["options"]) for _, choice in asked]
+    groups = [per_character[end - size : end] for size, end in zip(sizes, accumulate(sizes))]
+    right = [group.index(min(group)) == choice["correct"] for group, (_, choice) in zip(groups, asked)]
+    return {"option_accuracy": sum(right) / len(asked), "option_chance": sum(1 / size for size in sizes) / len(asked),
+            "option_questions": len(asked)}
+
+
+def sum_answer_losses(model, examples: Sequence[dict]) -> tuple[list[float], list[int]]:
+    """(N,) summed loss in nats and (N,) number of supervised tokens of each example, in batches of similar length."""
+    model.eval()
+    losses, tokens = [0.0] * len(examples), [0] * len(examples)
+    budget = min(MAX_BATCH_TOKENS, MAX_BATCH_LOGITS // model.config.vocab_size)
+    order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]), reverse=True)
+    bar = tqdm(total=len(order), desc="answer loss", unit="example", leave=False, disable=len(order) < 200)
+    while order:
+        size = max(1, budget // len(examples[order[0]]["input_ids"]))
+        rows, order = order[:size], order[size:]
+        for row, loss in zip(rows, _compute_losses(model, [examples[row] for row in rows])):
+            losses[row], tokens[row] = float(loss.sum()), len(loss)
+        bar.update(len(rows))
+    return losses, tokens
+
+
+@torch.inference_mode()
+def _compute_losses(model, batch: Sequence[dict]) -> list[torch.Tensor]:
+    """Loss of each supervised token, one float64 tensor an example. Right padding: nothing before it can see it."""
+    longest = max(len(example["input_ids"]) for example in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORE_INDEX)
+    mask = torch.zeros_like(ids)
+    for row, example in enumerate(batch):
+        length = len(example["input_ids"])
+        ids[row, :length] = torch.tensor(example["input_ids"])
+        labels[row, :length] = torch.tensor(example["labels"])
+        mask[row, :length] = 1
+    logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits[:, :-1]
+    targets = labels[:, 1:].to(logits.device)
+    kept = targets != IGNORE_INDEX
+    loss = cross_entropy(logits[kept].float(), targets[kept], reduction="none").double().cpu()
+    return list(loss.split(kept.sum(1).tolist()))

