@@ -17,22 +17,19 @@ MAX_BATCH_TOKENS = 4096
 MAX_BATCH_LOGITS = 2**27  # 0.5 GB in float32
 
 
-def answer_loss(model, examples: Sequence[dict]) -> dict[str, float]:
-    """Loss and perplexity on the supervised tokens, every token counting the same, whatever batch it is in.
+def answer_loss(model, examples: Sequence[dict]) -> float:
+    """Mean loss of the supervised tokens in nats, every token counting the same; its exponential is the perplexity.
 
     Args:
         model: causal language model; it is left in evaluation mode.
-        examples: dicts with `input_ids` and unshifted `labels`, (T,) each, as `labels.encode_example` gives them.
-    Returns:
-        `loss` (nats a token), `perplexity` and `tokens`.
+        examples: list or Dataset of rows with `input_ids` and unshifted `labels`, (T,) each, as `labels.encode_example` gives them.
     Raises:
         ValueError: no token is supervised.
     """
-    losses, tokens = sum_answer_losses(model, examples)
+    losses, tokens = sum_answer_losses(model, list(examples))
     if sum(tokens) == 0:
-        raise ValueError(f"None of {len(examples)} examples has a supervised token; expected labels other than {IGNORE_INDEX}.")
-    loss = math.fsum(losses) / sum(tokens)
-    return {"loss": loss, "perplexity": math.exp(loss), "tokens": sum(tokens)}
+        raise ValueError(f"None of {len(losses)} examples has a supervised token; expected labels other than {IGNORE_INDEX}.")
+    return math.fsum(losses) / sum(tokens)
 
 
 def option_accuracy(model, tokenizer, questions: Sequence[str], choices: Sequence[str]) -> dict[str, float]:

@@ -8,18 +8,16 @@ An empty answer or reference scores 0 in every overlap metric (two empty ones ha
 0 in every share and, by `textstat`'s convention, 0 in both readability grades.
 """
 
-# evaluate.load() reads these lines with a pattern of its own: one module an import, nothing relative, nothing of this package.
 from __future__ import annotations
 
 import functools
 import re
 import string
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-import datasets
-import evaluate
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -59,7 +57,8 @@ def score_answers(predictions: Sequence[str], references: Sequence[str], questio
     Returns:
         N rows: the columns of METRICS except `bleu`, and BLEU's sufficient statistics (BLEU_COLUMNS).
     Raises:
-        ValueError: the lengths differ, a text is no string, or the encoder is unknown.
+        ValueError: the lengths differ, or the encoder is unknown.
+        TypeError: a text is no string.
     Example:
         >>> score_answers(["Rest and fluids"], ["Rest, fluids"]).loc[0, "rouge1"]
         0.8
@@ -117,7 +116,7 @@ def _check_texts(**columns: Sequence | None) -> None:
     for name in ("predictions", "references", "questions"):
         for row, text in enumerate(columns[name] if columns[name] is not None else ()):
             if not isinstance(text, str):
-                raise ValueError(f"{name}[{row}] is {text!r}; expected a string (an answer that failed is the empty string).")
+                raise TypeError(f"{name}[{row}] is {text!r}; expected a string (an answer that failed is the empty string).")
 
 
 def _score_pair(prediction: str, reference: str) -> dict[str, float]:
@@ -236,13 +235,26 @@ def _score_bert(pairs: Sequence[tuple[str, str]], encoder: str) -> np.ndarray:
     return scores
 
 
-class MedicalAnswerPanel(evaluate.Metric):
-    """The panel for users of `evaluate`: add_batch(predictions=..., references=...), then compute(encoder=None)."""
+def __getattr__(name: str):
+    """`metrics.answer_loss` and `metrics.option_accuracy` live in `likelihood`, which needs torch; this module does not."""
+    if name in ("answer_loss", "option_accuracy"):
+        from medqa_lib import likelihood
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(description=__doc__, citation="", inputs_description=score_answers.__doc__,
-                                   features=datasets.Features({"predictions": text, "references": text}))
+        return getattr(likelihood, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    def _compute(self, predictions: list[str], references: list[str], encoder: str | None = None) -> dict[str, float]:
-        return corpus_metrics(predictions, references, encoder=encoder)
+
+if "evaluate" in sys.modules:  # evaluate.load() runs a copy of this file; for everybody else importing it would cost seconds
+    import datasets
+    import evaluate
+
+    class MedicalAnswerPanel(evaluate.Metric):
+        """The panel for users of `evaluate`: add_batch(predictions=..., references=...), then compute(encoder=None)."""
+
+        def _info(self) -> evaluate.MetricInfo:
+            text = datasets.Value("string")
+            return evaluate.MetricInfo(description=__doc__, citation="", inputs_description=score_answers.__doc__,
+                                       features=datasets.Features({"predictions": text, "references": text}))
+
+        def _compute(self, predictions: list[str], references: list[str], encoder: str | None = None) -> dict[str, float]:
+            return corpus_metrics(predictions, references, encoder=encoder)
