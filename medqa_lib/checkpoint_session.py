@@ -36,12 +36,6 @@ class RunBusy(CheckpointError):
     """Another process works on this run folder."""
 
 
-def checkpoint_folders(home: Path, *parts: str) -> tuple[Path, Path]:
-    """(local, lasting) folder of a run. They differ only where MEDQA_SCRATCH names a fast local disk, as in Colab."""
-    scratch = os.environ.get("MEDQA_SCRATCH")
-    return Path(scratch or home).joinpath("checkpoints", *parts), Path(home).joinpath("checkpoints", *parts)
-
-
 class RunLock:
     """One process a run folder, and no lock that a dead process holds for ever.
 

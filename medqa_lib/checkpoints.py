@@ -23,6 +23,12 @@ class ResumeRefused(CheckpointError):
     """The checkpoint belongs to another configuration, data set or label policy."""
 
 
+def checkpoint_folders(home: Path, *parts: str) -> tuple[Path, Path]:
+    """(local, lasting) folder of a run. They differ only where MEDQA_SCRATCH names a fast local disk, as in Colab."""
+    scratch = os.environ.get("MEDQA_SCRATCH")
+    return Path(scratch or home).joinpath("checkpoints", *parts), Path(home).joinpath("checkpoints", *parts)
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with open(path, "rb") as file:
