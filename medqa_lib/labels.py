@@ -1,0 +1,213 @@
+"""Label policies: which tokens the loss sees, and shifted by whom.
+
+The target of position t is token t + 1. `LlamaForCausalLM` does that shift inside its loss, so labels must be aligned
+with the input ids. Labels that are shifted beforehand are shifted twice: position t then learns token t + 2.
+`audit.audit_alignment`, reachable as `labels.audit_alignment` too, finds that before a run starts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from medqa_lib.config import POLICIES
+from medqa_lib.prompts import format_prompt, neutralize, strip_eos
+
+IGNORE_INDEX = -100  # what the loss leaves out: torch's default
+TRUNCATIONS = ("sentence", "cut", "drop")
+UNUSABLE = {
+    "empty": "the question or the answer is empty",
+    "prompt_too_long": "the prompt alone fills max_length",
+    "dropped_too_long": "it is longer than max_length and truncation is 'drop'",
+    "prompt_not_prefix": "the prompt's ids are not a prefix of the example's ids",
+    "control_token": "its text still holds a control token; prompts.neutralize must learn it",
+}
+# The end of a sentence, followed by white space. Not "1." of a list, and not the commonest abbreviations.
+_SENTENCE_END = re.compile(r"(?<!\s\d)(?<!\s\d\d)(?<!\bDr)(?<!\bvs)(?<!e\.g)(?<!i\.e)[.!?][\"')\]]*(?=\s)")
+_BATCH_ROWS = 1000
+
+
+def label_ids(input_ids: list[int], prompt_tokens: int, policy: str = "aligned", eos_token_id: int | None = None) -> list[int]:
+    """Labels of one unpadded example, as long as the example.
+
+    Args:
+        input_ids: (T,) ids of prompt, answer and, unless it was cut off, EOS.
+        prompt_tokens: length of the prompt in tokens, 0 < prompt_tokens < T.
+        policy: one of `config.POLICIES`. `padding_supervised` differs from `aligned` in the collator only.
+        eos_token_id: what `no_eos` leaves out at the end.
+    Raises:
+        ValueError: unknown policy, or no answer token is left.
+    Example:
+        >>> label_ids([1, 5, 6, 7, 2], prompt_tokens=3)
+        [-100, -100, -100, 7, 2]
+        >>> label_ids([1, 5, 6, 7, 2], prompt_tokens=3, policy="preshifted")
+        [-100, -100, 7, 2, -100]
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"Unknown label policy {policy!r}; expected one of {', '.join(POLICIES)}.")
+    if not 0 < prompt_tokens < len(input_ids):
+        raise ValueError(f"No answer token is left: {prompt_tokens} prompt tokens of {len(input_ids)}. Raise max_length.")
+    if policy == "full_sequence":
+        return list(input_ids)
+    labels = [IGNORE_INDEX] * prompt_tokens + input_ids[prompt_tokens:]
+    if policy == "preshifted":
+        return labels[1:] + [IGNORE_INDEX]
+    if policy == "no_eos" and labels[-1] == eos_token_id:
+        labels[-1] = IGNORE_INDEX
+    return labels
+
+
+def encode_example(tokenizer, question: str, answer: str, max_length: int, policy: str = "aligned", truncation: str = "sentence") -> dict:
+    """Prompt, answer and EOS as {"input_ids", "labels"}: lists of at most max_length ids, unpadded.
+
+    Prompt and answer are tokenised together: apart, a Llama tokenizer would put a space before the answer.
+    Truncation: `cut` ends mid-answer without EOS, `drop` refuses the row, `sentence` ends at the last sentence that fits
+    and closes with EOS (if not even the first one fits, it does as `cut`: an EOS there would teach to stop mid-sentence).
+
+    Raises:
+        ValueError: unknown policy or truncation, or the row cannot be used; the message says why.
+    """
+    (ids, prompt_tokens, outcome), = _encode_batch(tokenizer, [question], [answer], max_length, truncation)
+    if outcome in UNUSABLE:
+        raise ValueError(f"The row cannot be used (max_length {max_length}): {UNUSABLE[outcome]}. It begins {question[:60]!r}.")
+    return {"input_ids": ids, "labels": label_ids(ids, prompt_tokens, policy, tokenizer.eos_token_id)}
+
+
+def encode_split(tokenizer, split, max_length: int, policy: str = "aligned", truncation: str = "sentence"):
+    """Every row of a split through `encode_example`, in batches; a row that cannot be used is counted, not silently lost.
+
+    Args:
+        split: a `datasets.Dataset` with columns question, answer and, if it is there, source.
+    Returns:
+        (Dataset with input_ids, labels and source; counts). counts has rows, kept, tokens, supervised_tokens and the rows of each
+        outcome: whole, cut_at_sentence, cut_mid_answer and the keys of `UNUSABLE` that occurred.
+    Raises:
+        ValueError: unknown policy or truncation, or no row is left.
+    """
+    from datasets import Dataset
+
+    columns = {"input_ids": [], "labels": [], "source": []}
+    outcomes = Counter()
+    for start in range(0, len(split), _BATCH_ROWS):
+        rows = split[start:start + _BATCH_ROWS]
+        sources = rows.get("source", [""] * len(rows["question"]))
+        encoded = _encode_batch(tokenizer, rows["question"], rows["answer"], max_length, truncation)
+        for (ids, prompt_tokens, outcome), source in zip(encoded, sources, strict=True):
+            outcomes[outcome] += 1
+            if outcome not in UNUSABLE:
+                columns["input_ids"].append(ids)
+                columns["labels"].append(label_ids(ids, prompt_tokens, policy, tokenizer.eos_token_id))
+                columns["source"].append(source)
+    kept = len(columns["input_ids"])
+    if not kept:
+        raise ValueError(f"None of {len(split)} rows can be used (max_length {max_length}): {dict(outcomes)}. Raise max_length.")
+    counts = {"rows": len(split), "kept": kept, "tokens": sum(map(len, columns["input_ids"])),
+              "supervised_tokens": sum(len(row) - row.count(IGNORE_INDEX) for row in columns["labels"]), **outcomes}
+    return Dataset.from_dict(columns), counts
+
+
+def _encode_batch(tokenizer, questions, answers, max_length: int, truncation: str) -> list[tuple[list[int], int, str]]:
+    """(ids with EOS, prompt tokens, outcome) of each row; ids of an unusable row are of no use."""
+    if truncation not in TRUNCATIONS:
+        raise ValueError(f"Unknown truncation {truncation!r}; expected one of {', '.join(TRUNCATIONS)}.")
+    prompts = [format_prompt(question) for question in questions]
+    answers = [neutralize(answer.strip()) for answer in answers]
+    prompt_rows = strip_eos(tokenizer, tokenizer(prompts)["input_ids"])
+    # verbose: no warning about rows beyond the model's own length, they are cut below.
+    encoding = tokenizer([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], verbose=False)
+    rows = strip_eos(tokenizer, encoding["input_ids"])
+    controls = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    encoded = []
+    for row, (question, answer, prompt_ids, ids) in enumerate(zip(questions, answers, prompt_rows, rows, strict=True)):
+        outcome = _reason_unusable(controls, question, answer, prompt_ids, ids, max_length) or "whole"
+        if outcome == "whole" and len(ids) >= max_length:
+            tokens, outcome = _tokens_to_keep(encoding, row, len(prompts[row]), answer, max_length, truncation)
+            ids = ids[:tokens]
+        if outcome != "cut_mid_answer":
+            ids = [*ids, tokenizer.eos_token_id]
+        encoded.append((ids, len(prompt_ids), outcome))
+    return encoded
+
+
+def _reason_unusable(controls: set, question: str, answer: str, prompt_ids: list[int], ids: list[int], max_length: int) -> str | None:
+    """The key in UNUSABLE of what is wrong with a row's ids (without EOS), or None."""
+    if not question.strip() or not answer:
+        return "empty"
+    if len(prompt_ids) + 2 > max_length:  # one answer token and EOS must fit
+        return "prompt_too_long"
+    if ids[:len(prompt_ids)] != prompt_ids:
+        return "prompt_not_prefix"
+    if not controls.isdisjoint(ids[1:]):
+        return "control_token"
+    return None
+
+
+def _tokens_to_keep(encoding, row: int, prompt_chars: int, answer: str, max_length: int, truncation: str) -> tuple[int, str]:
+    """(ids to keep, outcome) of a row that does not fit with its EOS."""
+    if truncation == "drop":
+        return 0, "dropped_too_long"
+    if truncation == "sentence":
+        last_char = encoding.token_to_chars(row, max_length - 2).end  # of the last id that leaves room for EOS
+        ends = [prompt_chars + match.end() for match in _SENTENCE_END.finditer(answer, 0, max(0, last_char + 1 - prompt_chars))]
+        for end in reversed(ends):
+            token = encoding.char_to_token(row, end - 1)
+            if token is not None and token < max_length - 1 and encoding.token_to_chars(row, token).end == end:
+                return token + 1, "cut_at_sentence"
+    return max_length, "cut_mid_answer"
+
+
+@dataclass
+class PaddingCollator:
+    """Examples to one right-padded batch: input_ids, attention_mask and labels, each (B, T).
+
+    Labels are padded with IGNORE_INDEX, whatever the pad token is: TinyLlama's is EOS, and masking by id would unteach
+    stopping. Policy `padding_supervised` makes just the classic mistake: fixed length, padding supervised as EOS.
+
+    Args:
+        max_length: the fixed length of `padding_supervised`; an example that is longer is an error under every policy.
+        pad_to_multiple_of: T is rounded up to it, but not above max_length.
+    """
+
+    tokenizer: object
+    policy: str = "aligned"
+    max_length: int | None = None
+    pad_to_multiple_of: int = 8
+
+    def __post_init__(self):
+        if self.policy not in POLICIES:
+            raise ValueError(f"Unknown label policy {self.policy!r}; expected one of {', '.join(POLICIES)}.")
+        if self.policy == "padding_supervised" and self.max_length is None:
+            raise ValueError("Policy 'padding_supervised' pads to a fixed length: give max_length.")
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        longest = max(len(example["input_ids"]) for example in examples)
+        if self.max_length is not None and longest > self.max_length:
+            raise ValueError(f"An example has {longest} tokens, more than max_length {self.max_length}; encode it with that max_length.")
+        length = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        supervise_padding = self.policy == "padding_supervised"
+        if supervise_padding:
+            length = self.max_length
+        eos = self.tokenizer.eos_token_id
+        pad = eos if supervise_padding or self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        batch = {
+            "input_ids": torch.full((len(examples), length), pad),
+            "attention_mask": torch.zeros((len(examples), length), dtype=torch.long),
+            "labels": torch.full((len(examples), length), eos if supervise_padding else IGNORE_INDEX),
+        }
+        for row, example in enumerate(examples):
+            tokens = len(example["input_ids"])
+            batch["input_ids"][row, :tokens] = torch.tensor(example["input_ids"])
+            batch["attention_mask"][row, :tokens] = 1
+            batch["labels"][row, :tokens] = torch.tensor(example["labels"])
+        return batch
+
+
+def __getattr__(name: str):
+    if name == "audit_alignment":  # lives in audit.py, which imports this module
+        from medqa_lib.audit import audit_alignment
+
+        return audit_alignment
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,73 @@
+"""The one prompt template, both ways: a question to a prompt for generation, a pair to a text for training.
+
+Text of a data set is neutralised first, so that a row which contains `</s>` or `### Response:` cannot end its own
+answer or open a second turn.
+"""
+
+from __future__ import annotations
+
+import re
+
+TEMPLATE = "### Instruction:\n{question}\n\n### Response:\n"
+
+# <s>, </s>, <unk>, <|im_end|>, <repo_name>: what tokenizers write their control tokens as. "p <0.05" and "a < b" are not.
+_CONTROL_TOKEN = re.compile(r"<(?=[|/]?[A-Za-z][\w-]*\|?>)")
+_MARKER = re.compile(r"#{2,}(?=[ \t]*(?:Instruction|Response)[ \t]*:)", re.IGNORECASE)
+
+
+def neutralize(text: str) -> str:
+    """Make text that a tokenizer or this template would take for a control sign harmless, and leave it readable.
+
+    Only spaces are added; ordinary text comes back unchanged.
+
+    Example:
+        >>> neutralize("Stop.</s> ### Response: p <0.05")
+        'Stop.< /s> # # # Response: p <0.05'
+    """
+    text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, as a browser may send it, is no text
+    text = _CONTROL_TOKEN.sub("< ", text)
+    return _MARKER.sub(lambda match: " ".join(match[0]), text)
+
+
+def format_prompt(question: str) -> str:
+    """The prompt of a question, up to the place where the answer starts.
+
+    Example:
+        >>> format_prompt("What is gout?")
+        '### Instruction:\\nWhat is gout?\\n\\n### Response:\\n'
+    """
+    return TEMPLATE.format(question=neutralize(question.strip()))
+
+
+def format_example(question: str, answer: str) -> str:
+    """Prompt and answer as one text. EOS is not part of it: it is added as a token id, not as text."""
+    return format_prompt(question) + neutralize(answer.strip())
+
+
+def strip_eos(tokenizer, rows: list[list[int]]) -> list[list[int]]:
+    """The rows without the EOS that some tokenizers add by themselves, so that it is added once, by us."""
+    return [row[:-1] if row and row[-1] == tokenizer.eos_token_id else row for row in rows]
+
+
+def encode_prompt(tokenizer, question: str) -> list[int]:
+    """(T,) ids of the prompt: exactly those that `labels.encode_example` masks."""
+    return strip_eos(tokenizer, tokenizer([format_prompt(question)])["input_ids"])[0]
+
+
+def format_chat_prompt(tokenizer, question: str) -> str:
+    """The question in the chat template that the model was released with: the reference line beside our own prompt.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"{tokenizer.name_or_path or 'This tokenizer'} has no chat template; use format_prompt instead.")
+    messages = [{"role": "user", "content": neutralize(question.strip())}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def encode_chat_prompt(tokenizer, question: str) -> list[int]:
+    """(T,) ids of `format_chat_prompt`. A template that writes BOS itself does not get a second one."""
+    text = format_chat_prompt(tokenizer, question)
+    starts_with_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    return tokenizer(text, add_special_tokens=not starts_with_bos)["input_ids"]
