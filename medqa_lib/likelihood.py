@@ -50,10 +50,10 @@ def option_accuracy(model, tokenizer, questions: Sequence[str], choices: Sequenc
     options = [(question, option) for question, choice in asked for option in choice["options"]]
     limit = model.config.max_position_embeddings
     losses, _ = sum_answer_losses(model, [encode_example(tokenizer, *pair, limit, policy="no_eos", truncation="drop") for pair in options])
-    per_character = [loss / len(option) for loss, (_, option) in zip(losses, options)]
+    per_character = [loss / len(option) for loss, (_, option) in zip(losses, options, strict=True)]
     sizes = [len(choice["options"]) for _, choice in asked]
-    groups = [per_character[end - size : end] for size, end in zip(sizes, accumulate(sizes))]
-    right = [group.index(min(group)) == choice["correct"] for group, (_, choice) in zip(groups, asked)]
+    groups = [per_character[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+    right = [group.index(min(group)) == choice["correct"] for group, (_, choice) in zip(groups, asked, strict=True)]
     return {"option_accuracy": sum(right) / len(asked), "option_chance": sum(1 / size for size in sizes) / len(asked),
             "option_questions": len(asked)}
 
@@ -68,13 +68,13 @@ def sum_answer_losses(model, examples: Sequence[dict]) -> tuple[list[float], lis
     while order:
         size = max(1, budget // len(examples[order[0]]["input_ids"]))
         rows, order = order[:size], order[size:]
-        for row, loss in zip(rows, _compute_losses(model, [examples[row] for row in rows])):
+        for row, loss in zip(rows, _compute_losses(model, [examples[row] for row in rows]), strict=True):
             losses[row], tokens[row] = float(loss.sum()), len(loss)
         bar.update(len(rows))
     return losses, tokens
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _compute_losses(model, batch: Sequence[dict]) -> list[torch.Tensor]:
     """Loss of each supervised token, one float64 tensor an example. Right padding: nothing before it can see it."""
     longest = max(len(example["input_ids"]) for example in batch)

@@ -64,13 +64,13 @@ def score_answers(predictions: Sequence[str], references: Sequence[str], questio
         0.8
     """
     _check_texts(predictions=predictions, references=references, questions=questions, stopped=stopped)
-    pairs = list(zip(predictions, references))
+    pairs = list(zip(predictions, references, strict=True))
     bar = tqdm(pairs, desc="scoring", unit="answer", leave=False, disable=len(pairs) < 200)
     scores = pd.DataFrame([_score_pair(prediction, reference) for prediction, reference in bar])
     if encoder:
         scores["bertscore_f1"] = _score_bert(pairs, encoder)
     if questions is not None:
-        scores["question_copy_share"] = [_share_copied(p, q) for p, q in zip(predictions, questions)]
+        scores["question_copy_share"] = [_share_copied(p, q) for p, q in zip(predictions, questions, strict=True)]
     if stopped is not None:
         scores["stopped"] = np.asarray(stopped, dtype=float)
     return scores[[name for name in (*METRICS, *BLEU_COLUMNS) if name in scores]]
@@ -133,7 +133,7 @@ def _score_pair(prediction: str, reference: str) -> dict[str, float]:
         "length_ratio": len(words) / max(1, len(reference_words)),
         "flesch_kincaid": textstat.flesch_kincaid_grade(prediction),
         "smog": textstat.smog_index(prediction),
-        **dict(zip(BLEU_COLUMNS, statistics)),
+        **dict(zip(BLEU_COLUMNS, statistics, strict=True)),
     }
 
 
@@ -193,7 +193,7 @@ def _normalize_words(text: str) -> list[str]:
 
 
 def _list_ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[start:] for start in range(n))))
+    return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
 
 
 def _share_repeated(words: Sequence[str]) -> float:
@@ -230,8 +230,7 @@ def _score_bert(pairs: Sequence[tuple[str, str]], encoder: str) -> np.ndarray:
     order.sort(key=lambda row: max(map(len, pairs[row])), reverse=True)
     for start in tqdm(range(0, len(order), 32), desc="BERTScore", unit="batch", leave=False, disable=len(order) < 200):
         rows = order[start : start + 32]
-        answers, references = zip(*(pairs[row] for row in rows))
-        scores[rows] = scorer.score(list(answers), list(references))[2].numpy()
+        scores[rows] = scorer.score([pairs[row][0] for row in rows], [pairs[row][1] for row in rows])[2].numpy()
     return scores
 
 

