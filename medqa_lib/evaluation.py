@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from medqa_lib import generation, metrics
+from medqa_lib import generation, likelihood, metrics
 from medqa_lib.config import Profile, current_profile, home_dir
 from medqa_lib.data import prepare_splits
 from medqa_lib.labels import encode_split
@@ -85,14 +85,14 @@ def evaluate_run(folder: Path, adapter_dir: Path | None, splits, profile: Profil
     test = choose_test_questions(splits["test"], profile)
     model = load_merged(adapter_dir, profile)
     validation = encode_validation(tokenizer, splits["validation"], profile)
-    loss = metrics.answer_loss(model, validation)
+    loss = likelihood.answer_loss(model, validation)
     store = generation.AnswerStore(home / "answers" / profile.model_slug / f"{folder.name}.jsonl")
     adapter = generation.hash_adapter(adapter_dir)
     start = time.perf_counter()
     answers = generation.generate_records(model, tokenizer, list(test["question"]), profile.max_new_tokens, store=store, adapter_hash=adapter)
     answer_time_s = time.perf_counter() - start
     shown = generation.generate_answers(model, tokenizer, SHOWCASE_QUESTIONS, profile.max_new_tokens, store=store, adapter_hash=adapter)
-    options = metrics.option_accuracy(model, tokenizer, list(test["question"]), list(test["choices"]))
+    options = likelihood.option_accuracy(model, tokenizer, list(test["question"]), list(test["choices"]))
     del model
     gc.collect()
     torch.cuda.empty_cache()

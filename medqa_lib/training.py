@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from medqa_lib import audit, metrics
+from medqa_lib import audit, likelihood
 from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.checkpoints import checkpoint_folders
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
@@ -55,7 +55,7 @@ class AnswerTrainer(Trainer):
     """Trainer whose evaluation is the token-weighted loss on answers, and which counts the tokens that it has trained on."""
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        loss = metrics.answer_loss(self.model, self.eval_dataset)
+        loss = likelihood.answer_loss(self.model, self.eval_dataset)
         self.log({"eval_loss": loss})
         return {"eval_loss": loss}
 
