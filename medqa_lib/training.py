@@ -15,11 +15,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from medqa_lib import audit, likelihood
 from medqa_lib.checkpoint_session import CheckpointSession
-from medqa_lib.checkpoints import checkpoint_folders
+from medqa_lib.checkpoints import checkpoint_folders, checkpoint_step
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
 from medqa_lib.data import prepare_splits
 from medqa_lib.evaluation import choose_test_questions, data_hashes, encode_validation, evaluate_run
@@ -53,6 +53,14 @@ class ProgressBar(TrainerCallback):
 
 class AnswerTrainer(Trainer):
     """Trainer whose evaluation is the token-weighted loss on answers, and which counts the tokens that it has trained on."""
+
+    def train(self, resume_from_checkpoint: str | None = None):
+        """Train to the last step. A checkpoint of the last step is only loaded: the Trainer would train one step more."""
+        if resume_from_checkpoint and checkpoint_step(Path(resume_from_checkpoint)) >= self.args.max_steps:
+            self._load_from_checkpoint(resume_from_checkpoint)
+            self.state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+            return None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         loss = likelihood.answer_loss(self.model, self.eval_dataset)
@@ -115,6 +123,7 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     audit.require_policy(report, experiment.labels)
     model = add_lora(model, experiment.lora, experiment.seed)
     micro_batch = plan_micro_batch(experiment)
+    session.check_space(12 * trainable_share(model)[0] + 5 * 2**20)  # float32 weights and two AdamW moments
     describe_run(experiment, profile, model, micro_batch, len(train), counts, report, splits)
     start = time.perf_counter()
     trainer = fit(model, experiment, train, validation, collator, session, micro_batch)
