@@ -7,7 +7,9 @@ continues after a crash.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +24,7 @@ from medqa_lib.config import Profile, current_profile, home_dir
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 CPU_LIST = ("00", "01", "02", "03", "04", "11", "12", "13", "14", "20")  # what a laptop runs in some ten minutes
+BAR = "{n_fmt}/{total_fmt} cells |{bar:25}| {elapsed}{postfix}"
 PATH_VARIABLES = ("MEDQA_HOME", "MEDQA_DATA_DIR", "MEDQA_FIGURES")
 
 
@@ -33,11 +36,18 @@ class ProgressClient(NotebookClient):
     """Runs a notebook; the bar moves a step a code cell and shows the last line that the cell printed."""
 
     def __init__(self, notebook: nbformat.NotebookNode, bar: tqdm, **options) -> None:
-        super().__init__(notebook, timeout=None, coalesce_streams=True, record_timing=False, **options)
+        super().__init__(notebook, timeout=None, coalesce_streams=True, record_timing=False,
+                         extra_arguments=["--log-level=CRITICAL"], **options)  # no warning about local sockets, no trace after Ctrl-C
         self.bar = bar
         self.cell_number = 0
+        self.on_notebook_start = self.restore_signals
         self.on_cell_execute = self.start_cell
         self.on_cell_executed = lambda **_: bar.update()
+
+    def restore_signals(self, notebook: nbformat.NotebookNode) -> None:
+        """Ctrl-C is KeyboardInterrupt again; nbclient's own handler makes it look as if the kernel had died."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().remove_signal_handler(number)
 
     def start_cell(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
         self.cell_number = cell_index + 1
@@ -107,7 +117,7 @@ def run_notebooks(paths: list[Path], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     notebooks = [nbformat.read(path, as_version=4) for path in paths]
     cells = sum(cell.cell_type == "code" for notebook in notebooks for cell in notebook.cells)
-    with tqdm(total=cells, unit="cell", disable=None) as bar:  # None: no bar where the output is a file, only the lines below
+    with tqdm(total=cells, disable=None, bar_format=BAR) as bar:  # None: no bar where the output is a file, only the lines below
         for i, (path, notebook) in enumerate(zip(paths, notebooks, strict=True), start=1):
             tqdm.write(f"[{i}/{len(paths)}] {path.stem} ...")
             start = time.perf_counter()

@@ -1,0 +1,117 @@
+"""What every committed notebook must be like. `python tests/lint_notebooks.py [FILES]` prints each problem and exits 1 if there is one."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+BADGE = "(https://colab.research.google.com/github/medqa/medqa/blob/main/notebooks/{})"
+HEADINGS = ("Question", "Needs", "Reads", "Writes", "Next")
+WITH_FIGURES = ("03", "04", "11", "12", "13", "14", "20", "21")
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+PRIVATE_PATH = re.compile(r"(?<![\w.~/-])(?:/(?:home|root|Users|tmp|var|opt|usr|mnt|srv|work)/[\w.-]+|[A-Z]:\\+Users)")
+MAX_CELLS, MAX_LINES, MAX_BYTES = 40, 15, 1_000_000
+
+
+def find_problems(path: Path) -> list[str]:
+    """All that is wrong with one notebook, a line each; empty if nothing is."""
+    text = path.read_text(encoding="utf-8")
+    notebook = json.loads(text)
+    cells = notebook["cells"]
+    problems = [*check_layout(path, cells), *check_run(cells)]
+    if len(text.encode()) > MAX_BYTES:
+        problems.append(f"{len(text.encode()) / 1e6:.2f} MB; the limit is {MAX_BYTES / 1e6:.0f} MB")
+    if "widgets" in notebook["metadata"]:
+        problems.append("metadata.widgets is there: GitHub refuses to render it")
+    if TOKEN.search(text):
+        problems.append("what looks like a Hugging Face token stands in it")
+    if found := PRIVATE_PATH.search("\n".join(source_of(cell) + output_text(cell) for cell in cells)):
+        problems.append(f"path of a private machine: {found[0]}")
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    if path.name[:2] in WITH_FIGURES and not any("image/png" in output.get("data", {}) for output in outputs):
+        problems.append("no figure among the outputs")
+    return problems
+
+
+def check_layout(path: Path, cells: list[dict]) -> list[str]:
+    """Problems in what an author wrote: opening, bootstrap cell, sizes, definitions, links."""
+    problems = []
+    opening = source_of(cells[0])
+    if cells[0]["cell_type"] != "markdown" or not opening.startswith("# "):
+        problems.append("cell 1 is not a markdown title")
+    if BADGE.format(path.name) not in opening:
+        problems.append("cell 1 has no Open-in-Colab badge with this notebook's address")
+    if missing := [heading for heading in HEADINGS if f"| **{heading}** |" not in opening]:
+        problems.append(f"the table in cell 1 lacks {', '.join(missing)}")
+    if len(cells) < 2 or source_of(cells[1]) != bootstrap_source():
+        problems.append(f"cell 2 is not the bootstrap cell of {bootstrap_notebook().name}")
+    if len(cells) > MAX_CELLS:
+        problems.append(f"{len(cells)} cells; at most {MAX_CELLS}")
+    prose = sum(cell["cell_type"] == "markdown" for cell in cells) / len(cells)
+    if not 0.35 <= prose <= 0.7:
+        problems.append(f"{prose:.0%} of the cells are prose; about half should be")
+    if len({cell.get("id") for cell in cells} - {None}) != len(cells):
+        problems.append("cell ids are missing or not unique")
+    for i, cell in enumerate(cells, start=1):
+        source = source_of(cell)
+        if (lines := source.count("\n") + 1) > MAX_LINES:
+            problems.append(f"cell {i} has {lines} lines; at most {MAX_LINES}")
+        if cell["cell_type"] == "code":
+            problems += [f"cell {i} defines {name}; definitions belong into medqa_lib" for name in find_definitions(source)]
+        else:
+            files = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", source) if "://" not in link]
+            problems += [f"cell {i} links to {file}, which does not exist" for file in files if not (path.parent / file).exists()]
+    return problems
+
+
+def check_run(cells: list[dict]) -> list[str]:
+    """Problems in how the notebook was executed."""
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    counts = [cell["execution_count"] for cell in code]
+    problems = [] if counts == list(range(1, len(code) + 1)) else [f"not run from top to bottom: execution counts {counts}"]
+    if any(output["output_type"] == "error" for cell in code for output in cell["outputs"]):
+        problems.append("an error is among the outputs")
+    return problems
+
+
+def find_definitions(source: str) -> list[str]:
+    """Names of the functions and classes that a code cell defines. A cell with an IPython magic is parsed without it."""
+    lines = [line for line in source.split("\n") if not line.lstrip().startswith(("%", "!"))]
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [node.name for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, definitions)]
+
+
+def bootstrap_notebook() -> Path:
+    return min(FOLDER.glob("*.ipynb"))
+
+
+def bootstrap_source() -> str:
+    return source_of(json.loads(bootstrap_notebook().read_text(encoding="utf-8"))["cells"][1])
+
+
+def source_of(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def output_text(cell: dict) -> str:
+    """All text that a cell printed or displayed, without pictures."""
+    texts = []
+    for output in cell.get("outputs", ()):
+        texts += ["".join(output.get("text", "")), *output.get("traceback", ())]
+        texts += ["".join(value) for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
+    return "\n".join(texts)
+
+
+def main() -> int:
+    paths = [Path(name) for name in sys.argv[1:]] or sorted(FOLDER.glob("*.ipynb"))
+    found = [f"{path.name}: {problem}" for path in paths for problem in find_problems(path)]
+    print("\n".join(found) or f"{len(paths)} notebooks: no problem found")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Installing requirements.txt on Colab's image must replace no package there: names and versions only, offline."""
+
+import ast
+import importlib.metadata
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+COLAB = {**default_environment(), "python_version": "3.13", "python_full_version": "3.13.15", "sys_platform": "linux",
+         "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
+IMPORT_NAMES = {"sklearn": "scikit-learn"}
+# Needed, but never imported by us: who needs it.
+USED_BY_OTHERS = {"gguf": "transformers, to read GGUF files", "accelerate": "transformers.Trainer", "ruff": ".ci/run", "nbmake": "pytest",
+                  "ipykernel": "the kernels of nbclient and nbmake"}
+
+
+def read_requirements():
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def read_freeze():
+    lines = (ROOT / "tests" / "colab_freeze.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def find_replacements(requirements, freeze, installed=importlib.metadata.requires):
+    """Walk the requirements, and those of packages that are new on Colab, and list what the image does not satisfy.
+
+    A package on the image is taken as it is. One that is not there is installed in its newest version, so its own
+    requirements are read from the copy installed here.
+    """
+    problems, seen, waiting = [], set(), [(requirement, "requirements.txt") for requirement in requirements]
+    while waiting:
+        requirement, needed_by = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({**COLAB, "extra": ""}):
+            continue
+        if name in freeze:
+            if not requirement.specifier.contains(freeze[name], prereleases=True):
+                problems.append(f"{needed_by} asks for {requirement}; Colab has {name} {freeze[name]}")
+        elif name not in seen:
+            seen.add(name)
+            waiting += [(Requirement(text), name) for text in installed(name) or ()]
+    return problems, seen
+
+
+def test_requirements_replace_no_package_of_colab():
+    problems, new = find_replacements(read_requirements(), read_freeze())
+    assert problems == []
+    assert {"bitsandbytes", "rouge-score", "portalocker"} <= new  # the last only through sacrebleu: the walk went down
+
+
+def test_find_replacements_names_a_range_that_colab_does_not_meet():
+    asked = [Requirement("torch>=2.12"), Requirement("fresh"), Requirement("fine>=1")]
+    dependencies = {"fresh": ["deep"], "deep": ["numpy>=9", "skipped>=9; python_version < '3.13'", "optional>=9; extra == 'all'"]}
+    problems, new = find_replacements(asked, {"torch": "2.11.0+cu128", "numpy": "2.1.3", "fine": "1.0", "skipped": "1", "optional": "1"},
+                                      dependencies.get)
+    assert sorted(problems) == ["deep asks for numpy>=9; Colab has numpy 2.1.3",
+                                "requirements.txt asks for torch>=2.12; Colab has torch 2.11.0+cu128"]
+    assert new == {"fresh", "deep"}
+
+
+def test_requirements_give_a_reason_for_each_upper_bound():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    bounded = [line for line in lines if re.search(r"<|==", line.partition("#")[0])]
+    assert len(bounded) >= 5
+    assert [line for line in bounded if "#" not in line] == []
+
+
+def imported_packages():
+    scripts = [*ROOT.glob("medqa_lib/*.py"), *ROOT.glob("tests/**/*.py"), ROOT / "conftest.py"]
+    sources = [path.read_text(encoding="utf-8") for path in scripts]
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {module.partition(".")[0] for module in modules} - set(sys.stdlib_module_names)
+
+
+def test_requirements_hold_every_import_and_nothing_else():
+    ours = {"medqa_lib", "google", *(path.stem for path in (ROOT / "tests").glob("*.py"))}  # google: only Colab has google.colab
+    needed = {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in imported_packages() - ours}
+    listed = {canonicalize_name(requirement.name) for requirement in read_requirements()}
+    assert sorted(needed - listed) == []
+    assert sorted(listed - needed - set(USED_BY_OTHERS)) == []
+
+
+@pytest.mark.parametrize("requirement", read_requirements(), ids=str)
+def test_requirements_are_met_here(requirement):
+    assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
