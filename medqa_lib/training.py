@@ -63,9 +63,10 @@ class AnswerTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        loss = likelihood.answer_loss(self.model, self.eval_dataset)
-        self.log({"eval_loss": loss})
-        return {"eval_loss": loss}
+        logs = {"eval_loss": likelihood.answer_loss(self.model, self.eval_dataset)}
+        self.log(logs)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
 
     def get_batch_samples(self, *args, **kwargs):
         batches, items = super().get_batch_samples(*args, **kwargs)
