@@ -1,0 +1,192 @@
+"""Who may stand on both sides of a split: leakage groups, the split by group, and a report of what still leaks.
+
+Rows belong together if they share the question, the answer, the disease, or answers that are almost the same. All of it
+is exact and rests on SHA-256 and sorting, so the same pairs give the same splits on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from medqa_lib.texts import text_key
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+COLUMNS = ("question", "answer", "source", "group", "choices", "focus_area")
+SPLITS = ("train", "validation", "test")
+HELD_OUT_SHARE = 0.1  # each of validation and test
+MIN_LINK_WORDS = 8  # shorter texts ("All of the above", "Which is true?") may repeat by coincidence
+
+
+def sha256_text(*parts: str) -> str:
+    """Hex digest of the parts; parts cannot run into each other."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# --- what links two rows ---------------------------------------------------------------------------------------------
+
+
+def question_key(question: str) -> str:
+    """Key of a question; of a multiple-choice question its stem alone if that is long, whatever the order of options."""
+    stem = question.split("\n", 1)[0]
+    return text_key(stem if len(stem.split()) >= MIN_LINK_WORDS else question)
+
+
+def answer_key(answer: str) -> str:
+    """Key of an answer of eight words or more, else ""."""
+    return text_key(answer) if len(answer.split()) >= MIN_LINK_WORDS else ""
+
+
+def shingle_matrix(answers: list[str]) -> sparse.csr_matrix:
+    """(answers, distinct shingles) of 0 and 1: which five words in a row stand in which answer; rare shingles first.
+
+    Shingles are numbered exactly (pairs of words, pairs of pairs, and the fifth word), so none collide.
+    """
+
+    def number_pairs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return pd.factorize(left << 32 | right)[0].astype(np.int64)
+
+    words = [text_key(answer).split() for answer in answers]
+    answer_of = np.repeat(np.arange(len(words)), [len(row) for row in words])
+    word = pd.factorize(np.array([word for row in words for word in row], dtype=object))[0].astype(np.int64)
+    pair = number_pairs(word[:-1], word[1:])
+    four = number_pairs(pair[:-2], pair[2:])
+    five = number_pairs(four[:-1], word[4:])
+    starts, ends = answer_of[:len(five)], answer_of[len(answer_of) - len(five):]
+    within = starts == ends
+    rows, (shingle, _) = starts[within], pd.factorize(five[within])
+    by_rarity = np.argsort(np.bincount(shingle), kind="stable")
+    column = np.argsort(by_rarity)[shingle]
+    matrix = sparse.csr_matrix((np.ones(len(rows), np.int32), (rows, column)), shape=(len(words), len(by_rarity)))
+    matrix.data[:] = 1
+    matrix.sort_indices()
+    return matrix
+
+
+def near_duplicates(answers: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of answers with a Jaccard similarity of word 5-shingles of at least 0.8 (4/5, in integers), exactly.
+
+    Prefix filter (Chaudhuri et al. 2006; Bayardo et al. 2007): two sets that are so similar, the smaller of n shingles,
+    share at least ceil(4n/5); so, with each set sorted by rarity, they meet within their first n - ceil(4n/5) + 1.
+    Only pairs that meet there, among rare shingles, are compared in full.
+
+    Returns:
+        (P,), (P,) places i < j of the pairs; answers under eight words take no part.
+    """
+    shingles = shingle_matrix([answer if answer_key(answer) else "" for answer in answers])
+    sizes = np.diff(shingles.indptr)
+    answer_of = np.repeat(np.arange(len(answers)), sizes)
+    rank = np.arange(shingles.nnz) - shingles.indptr[answer_of]
+    in_prefix = rank <= (sizes - (4 * sizes + 4) // 5)[answer_of]
+    places = (answer_of[in_prefix], shingles.indices[in_prefix])
+    prefixes = sparse.csr_matrix((np.ones(len(places[0]), np.int32), places), shape=shingles.shape)
+    i, j = sparse.triu(prefixes @ prefixes.T, k=1).nonzero()
+    shared = np.asarray(shingles[i].multiply(shingles[j]).sum(axis=1)).ravel()
+    similar = 5 * shared >= 4 * (sizes[i] + sizes[j] - shared)
+    return i[similar], j[similar]
+
+
+def link_groups(pairs: pd.DataFrame) -> list[str]:
+    """One id a row: equal for rows that share, directly or over others, question, answer, disease or near-duplicate answer.
+
+    The id is made of the texts of the group, so it does not depend on the order of rows.
+    """
+    keys = {"question": map(question_key, pairs["question"]), "answer": map(answer_key, pairs["answer"]),
+            "focus_area": map(text_key, pairs["focus_area"])}
+    first_with: dict[tuple[str, str], int] = {}
+    links = [(first_with.setdefault((kind, key), row), row) for kind, texts in keys.items() for row, key in enumerate(texts) if key]
+    links += zip(*near_duplicates(pairs["answer"].tolist()), strict=True)
+    graph = sparse.coo_matrix((np.ones(len(links)), np.array(links, dtype=np.int64).reshape(-1, 2).T), shape=(len(pairs), len(pairs)))
+    component = connected_components(graph, directed=False)[1]
+    digests = pd.Series([sha256_text(*row)[:16] for row in pairs[["question", "answer"]].itertuples(index=False)])
+    return digests.groupby(component).transform("min").tolist()
+
+
+# --- the split -------------------------------------------------------------------------------------------------------
+
+
+def assign_splits(groups: list[str], sources: list[str], seed: int) -> list[str]:
+    """The split of each row: within each source, groups in an order that the seed decides fill test, then validation.
+
+    A group that no longer fits goes to the next; so each held-out split ends within a few rows of its tenth.
+    """
+    frame = pd.DataFrame({"group": groups, "source": sources})
+    sizes = frame.groupby("group").agg(rows=("source", "size"), source=("source", "min"))
+    sizes["order"] = [sha256_text(str(seed), group) for group in sizes.index]
+    split_of = {}
+    for _, stratum in sizes.sort_values("order").groupby("source"):
+        room = dict.fromkeys(("test", "validation"), round(HELD_OUT_SHARE * stratum["rows"].sum()))
+        for group, rows in stratum["rows"].items():
+            split = next((name for name, left in room.items() if rows <= left), "train")
+            split_of[group] = split
+            room[split] = room.get(split, 0) - rows
+    return [split_of[group] for group in groups]
+
+
+def split_pairs(pairs: pd.DataFrame, seed: int = 42, by: str = "group") -> DatasetDict:
+    """Split 80/10/10 by leakage group, or row by row (`by="random"`, as the original project did it).
+
+    Rows of a split stand in an order that the seed decides, so its first n rows are a random sample of it.
+
+    Raises:
+        ValueError: `by` is neither "group" nor "random", or a column of `merge_sources` is missing.
+    """
+    from datasets import Dataset, DatasetDict
+
+    if by not in ("group", "random"):
+        raise ValueError(f"Cannot split by {by!r}; expected 'group' or 'random'.")
+    if missing := [name for name in COLUMNS if name not in pairs.columns]:
+        raise ValueError(f"The pairs lack the columns {missing}; make them with merge_sources.")
+    order = [sha256_text(str(seed), *row) for row in pairs[["question", "answer"]].itertuples(index=False)]
+    split_of = assign_splits(pairs["group"].tolist() if by == "group" else order, pairs["source"].tolist(), seed)
+    rows = pairs[list(COLUMNS)].assign(split=split_of, order=order).sort_values("order")
+    return DatasetDict({name: Dataset.from_dict({column: part[column].tolist() for column in COLUMNS})
+                        for name in SPLITS for part in [rows[rows["split"] == name]]})
+
+
+def hash_split(split: Dataset) -> str:
+    """SHA-256 of the split's content (not of its Arrow file): one JSON line a row, columns in the order of COLUMNS."""
+    digest = hashlib.sha256()
+    for row in zip(*(split[column] for column in COLUMNS), strict=True):
+        digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+def hash_splits(splits: DatasetDict) -> dict[str, str]:
+    """`hash_split` of every split, by name."""
+    return {name: hash_split(split) for name, split in splits.items()}
+
+
+def leakage_report(splits: DatasetDict) -> pd.DataFrame:
+    """How many held-out rows have a relative in train: same question, answer, disease, or a near-duplicate answer.
+
+    Returns:
+        one row a held-out split and check: split, check, rows (that the check applies to), in_train, percent.
+    """
+    frame = pd.concat([splits[name].to_pandas().assign(split=name) for name in SPLITS], ignore_index=True)
+    is_train = (frame["split"] == "train").to_numpy()
+    i, j = near_duplicates(frame["answer"].tolist())
+    has_twin = np.zeros(len(frame), dtype=bool)
+    has_twin[i[is_train[j]]] = True
+    has_twin[j[is_train[i]]] = True
+    keys = {"same question": frame["question"].map(question_key), "same answer (8 words or more)": frame["answer"].map(answer_key),
+            "same disease (MedQuAD)": frame["focus_area"].map(text_key)}
+    in_train = {check: key.isin(set(key[is_train])).to_numpy() for check, key in keys.items()}
+    applies = {check: (key != "").to_numpy() for check, key in keys.items()}
+    in_train["near-duplicate answer (8 words or more)"] = has_twin
+    applies["near-duplicate answer (8 words or more)"] = applies["same answer (8 words or more)"]
+    report = []
+    for name in ("test", "validation"):
+        for check, found in in_train.items():
+            mask = applies[check] & (frame["split"] == name).to_numpy()
+            rows, leaked = int(mask.sum()), int((mask & found).sum())
+            report.append({"split": name, "check": check, "rows": rows, "in_train": leaked, "percent": 100 * leaked / max(rows, 1)})
+    return pd.DataFrame(report)

@@ -1,0 +1,177 @@
+"""Cleaning rules on one text: what the sources' export left in questions and answers, taken out again.
+
+Each function takes and returns a string; `cleaning.py` applies them to rows and counts what they change.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+_WORDS = re.compile(r"[^\W_]+")
+_ASCII_GAPS = str.maketrans({chr(code): " " for code in range(128) if not chr(code).isalnum()})
+
+
+def text_key(text: str) -> str:
+    """Texts with the same words in the same order have the same key: `"What is Gout ?"` -> `"what is gout"`."""
+    text = text.casefold()
+    return " ".join(text.translate(_ASCII_GAPS).split() if text.isascii() else _WORDS.findall(text))  # the first form is five times as fast
+
+
+_INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad\ufffc\ufffd\ufffe\uffff"
+_LOOKALIKES = {"'": "\u2018\u2019\u02bc", '"': "\u201c\u201d", "-": "\u2010\u2011\u2012\u2013\u2212", "...": "\u2026", "": _INVISIBLE}
+_CHARACTERS = str.maketrans({odd: plain for plain, odd_ones in _LOOKALIKES.items() for odd in odd_ones})
+# By name, because `p<0.05`, `<50%` and control-token text such as `</s>` are content (prompts.py makes the latter harmless).
+_TAG = r"</?(?:{names})(?:\s+[\w-]+\s*=[^<>]*)?\s*/?>"
+_INLINE_TAG = re.compile(_TAG.format(names="b|i|u|em|strong|a|span|font"), re.IGNORECASE)
+_BLOCK_TAG = re.compile(_TAG.format(names="p|br|hr|div|ul|ol|li|table|tr|td|th|h[1-6]|img|sup|sub"), re.IGNORECASE)
+
+
+def clean_text(text: str) -> str:
+    """Composed Unicode, plain quotes and hyphens, no entities, tags or control characters, white space folded."""
+    while (unescaped := html.unescape(text)) != text:
+        text = unescaped
+    if "<" in text:
+        text = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", text))
+    text = " ".join(unicodedata.normalize("NFC", text.translate(_CHARACTERS)).split())
+    if not text.isprintable():
+        text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return re.sub(r"\.{4,}", "...", text) if "...." in text else text
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+_AGE = r"\d+[- ]?(?:year|yr|month|week|day|hour)"
+_NUMBERING = re.compile(
+    r"^(?:\[[Ss]peaker \d+\]:|[Qq](?:uestion)?\s*\d*\s*[:.)]"  # [Speaker 2]:  Question:  Q3.
+    rf"|\d{{1,3}}(?:\.\d{{1,2}})?\s*[.)](?=\s|[A-Za-z\"'.]|{_AGE})|\d{{1,3}}(?=[A-Z][a-z])"  # 71.  64.9.  21.45-year-old  6During
+    r"|(?!\.\.\.)[.):;,]+)\s*"  # stray punctuation, but not the gap of "... is the commonest cause"
+)
+_REWRITES = (
+    (re.compile(r"what i need to know about ", re.IGNORECASE), ""),
+    (re.compile(r"^what research \(or clinical trials\) is being done", re.IGNORECASE), "What research is being done"),
+    (re.compile(r"(?:\s*\?)+"), "?"),
+    (re.compile(r"^(do you have information about [^?]+)$", re.IGNORECASE), r"\1?"),
+)
+_EMPTY_SLOT = re.compile(
+    r"(?:what (?:is|are|is \(are\)|causes|to do for)|what are the (?:\w+ )+(?:of|for|to)|what is the outlook for|is inherited|)\s*\?*"
+    r"|(?:who is at risk for|how to (?:prevent|diagnose)|how many people are affected by|what research is being done for)\s*\?*"
+    r"|do you have information about\s*\?*", re.IGNORECASE)
+
+
+def strip_numbering(question: str) -> str:
+    """The question without its number, label or stray punctuation: `"71. Characteristics of breast milk"`."""
+    while (shorter := _NUMBERING.sub("", question, count=1)) != question:
+        question = shorter
+    return question
+
+
+def fix_question(question: str, focus_area: str = "", answer: str = "") -> str:
+    """The question without numbering and template marks; "" where the template's slot is empty.
+
+    `What is (are) X ?` becomes `What are X?` where the answer soon speaks of X in the plural, else `What is X?`.
+
+    Example:
+        >>> fix_question("What is (are) Kidney Stones ?", "Kidney Stones", "Kidney stones are hard deposits ...")
+        'What are Kidney Stones?'
+    """
+    if question.count('"') % 2 or re.fullmatch(r'"[^"]*"', question):
+        question = question.strip('" ')
+    question = strip_numbering(question)
+    for pattern, replacement in _REWRITES:
+        question = pattern.sub(replacement, question)
+    if _EMPTY_SLOT.fullmatch(question):
+        return ""
+    is_plural = bool(focus_area) and f"{focus_area} are ".casefold() in answer[:300].casefold()
+    question = re.sub(r"^what is \(are\)", "What are" if is_plural else "What is", question, flags=re.IGNORECASE)
+    return question if question[1:2].isupper() else question[:1].upper() + question[1:]
+
+
+def fix_focus_area(focus_area: str) -> str:
+    """The disease alone: `"What I need to know about Gallstones"` -> `"Gallstones"`."""
+    return _REWRITES[0][0].sub("", focus_area)
+
+
+def tidy_options(options: tuple[str, ...]) -> tuple[str, ...]:
+    """Options without stray punctuation and, if all but one at most carry the letter of their place, without letters.
+
+    Example:
+        >>> tidy_options(("a. Shigella;", "b. Rotavirus;", "E. coli"))
+        ('Shigella', 'Rotavirus', 'E. coli')
+    """
+    options = tuple(re.sub(r"^[.;,:)\s]+(?=\S)|[;,\s]+$", "", option) for option in options)
+    found = [re.match(r"\(?([A-Ea-e])\s*[.)]\s*", option) for option in options]
+    in_place = [match is not None and match[1].lower() == "abcde"[place:place + 1] for place, match in enumerate(found)]
+    if sum(in_place) < max(2, len(options) - 1):
+        return options
+    return tuple(option[match.end():] if match and option != match[0] else option for option, match in zip(options, found, strict=True))
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+_ANSWER_LABEL = re.compile(r"^(?:correct )?answer\s*(?::|\(detailed solution below\)|(?=option\b))\s*", re.IGNORECASE)
+_OPTION_LABEL = re.compile(r"^(?:option\s*(?:[A-E]|\d)\s*(?:is (?:the )?correct(?: answer)?\s*)?|[A-E]\)?)"
+                           r"(?:[:.]\s*|\s*(?=Explanation|Rationale)|$)", re.IGNORECASE)
+_REASON_LABEL = re.compile(r"^(?:explanation|rationale(?:/reasoning)?|reason)\s*:\s*", re.IGNORECASE)
+
+
+def strip_answer_label(answer: str) -> str:
+    """The answer without `Answer:`, `Option D is correct.` or a lone option letter in front, and without quotes around all of it."""
+    answer = answer[1:-1].strip() if re.fullmatch(r'"[^"]*"', answer) else answer
+    rest = _ANSWER_LABEL.sub("", answer)
+    if rest != answer or rest[:6].casefold() == "option":
+        rest = _OPTION_LABEL.sub("", rest)
+    if len(re.findall(r"(?:^|\W)[A-E][.)]", rest)) == 1:
+        rest = re.sub(r"^[A-E][.)]\s*(?=[A-Z]|$)", "", rest)
+    return _REASON_LABEL.sub("", rest)
+
+
+_PHENOTYPE_TABLE = re.compile(r"The Human Phenotype Ontology provides.*?(?:may be rare or common\.|$)")
+
+
+def cut_phenotype_table(answer: str) -> str:
+    """The answer without the table of signs and frequencies that was flattened into it, and the table's legend."""
+    return " ".join(_PHENOTYPE_TABLE.sub(" ", answer).split()) if "Human Phenotype Ontology" in answer else answer
+
+
+_LEAD_IN = re.compile(r"^(?:Key Points\b[\s:-]*|Summary\s*:\s*|On this Page\b(?:[^.!?]*\?)*\s*|Frequently Asked Que+stions \(FAQs\)\s*)")
+_CREDIT = re.compile(
+    r"(?<!the )\b(?:NIH: National [^.?!:]{5,100}|Centers for Disease Control and Prevention|Food and Drug Administration"
+    r"|Federal Emergency Management Agency|Dept\. of Health and Human Services [^.?!:]{5,60}|More on: [^.?!:]{3,80})$")
+_CREDIT_CHARACTERS = 130  # longest credit; the search looks at the end of the answer only
+_PLAYER_HELP = re.compile(r"\(Watch the video[^()]*(?:\([^()]*\)[^()]*)*\)|\bTop of page\b")
+
+
+def strip_page_parts(answer: str) -> str:
+    """The answer without parts of its web page: heading, table of contents, help of the video player, publisher's name."""
+    if "Watch the video" in answer or "Top of page" in answer:
+        answer = " ".join(_PLAYER_HELP.sub(" ", answer).split())
+    while (shorter := _LEAD_IN.sub("", answer, count=1)) != answer:
+        answer = shorter
+    while credit := _CREDIT.search(answer, max(0, len(answer) - _CREDIT_CHARACTERS)):
+        answer = answer[:credit.start()].rstrip()
+    return answer
+
+
+_FUNCTION_WORDS = frozenset("""a an and any are as be been being by can could do does for from get has have how in inherited information is
+    it many might of on or people someone that the there to treated treatment treatments what when which who with you""".split())
+
+
+def strip_echo(answer: str, question: str) -> str:
+    """The answer without a first sentence that only asks the question again."""
+    echo = re.match(r"(?:[^.?!:]|\.(?=\d)){3,250}\?\s*", answer)
+    if not echo:
+        return answer
+    asked, repeated = (set(text_key(text).split()) - _FUNCTION_WORDS for text in (question, echo[0]))
+    shared = len(asked & repeated)
+    return answer[echo.end():] if 2 * shared >= min(len(asked), len(repeated)) and shared else answer
+
+
+_LINKS_ONLY = re.compile(r"These resources (?:address|from)|Here are links")
+_URL = re.compile(r"(?:https?://|www\.)\S+")
+
+
+def has_only_links(answer: str) -> bool:
+    """Whether the answer is a list of links and their titles."""
+    return bool(_LINKS_ONLY.match(answer)) or ("http" in answer or "www." in answer) and len(_URL.sub("", answer).split()) < 3
