@@ -1,0 +1,229 @@
+"""The bootstrap against simulated truth, against a slow bootstrap written out, and against values worked out by hand."""
+
+import time
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm, t
+
+from medqa_lib import statistics
+from medqa_lib.metrics import METRICS, summarize_scores
+
+ELEVEN = [name for name in METRICS if name not in ("bleu", "stopped")]
+
+
+def make_frame(values, groups=None, **columns):
+    """A score frame: values is {metric: (N,)}, groups (N,)."""
+    n = len(next(iter(values.values())))
+    groups = range(n) if groups is None else groups
+    about = {"question_id": [f"q{row}" for row in range(n)], "group": [f"g{group}" for group in groups]}
+    return pd.DataFrame({**about, "source": "medquad", "reference_words": 10, **values, **columns})
+
+
+def make_runs(rng, n_groups, metrics, effects, correlation=0.5):
+    """One frame an effect: true mean 5 + effect, skewed, groups of 1 to 4 questions that share an offset, metrics correlated."""
+    groups = np.repeat(np.arange(n_groups), rng.integers(1, 5, n_groups))
+
+    def draw(k):
+        return rng.normal(size=(n_groups, k))[groups] + rng.exponential(1, (len(groups), k)) - 1
+
+    values = [5 + effect + np.sqrt(correlation) * draw(1) + np.sqrt(1 - correlation) * draw(len(metrics)) for effect in effects]
+    return [make_frame(dict(zip(metrics, run.T, strict=True)), groups) for run in values]
+
+
+def make_bleu_columns(rng, n):
+    length = rng.integers(20, 60, n)
+    totals = {f"bleu_total_{k}": length - k + 1 for k in (1, 2, 3, 4)}
+    matches = {f"bleu_match_{k}": rng.integers(0, 16 // k, n) for k in (1, 2, 3, 4)}
+    return {"bleu_hyp_len": length, "bleu_ref_len": rng.integers(20, 60, n), **matches, **totals}
+
+
+def share_covered(n_sets, n_groups, n_resamples):
+    rng = np.random.default_rng(7)
+    hits = 0
+    for _ in range(n_sets):
+        base, tuned = make_runs(rng, n_groups, ["rouge1"], [0, 0.25])
+        row = statistics.compare_runs(base, tuned, n_resamples=n_resamples).iloc[0]
+        hits += row["ci_low"] <= 0.25 <= row["ci_high"]
+    return hits / n_sets
+
+
+def test_compare_runs_interval_covers_truth_fast():
+    assert 0.88 <= share_covered(120, 60, 600) <= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_groups", [12, 60, 400])
+def test_compare_runs_interval_covers_truth(n_groups):
+    assert 0.93 <= share_covered(500, n_groups, 2000) <= 0.97
+
+
+def share_of_false_families(n_families, correlation, n_resamples):
+    """Share of families of 11 metrics x 3 runs without any true difference in which something is called different."""
+    rng = np.random.default_rng(11)
+    false = 0
+    for _ in range(n_families):
+        base, *runs = make_runs(rng, 100, ELEVEN, [0, 0, 0, 0], correlation)
+        table = statistics.compare_many(base, dict(zip("abc", runs, strict=True)), n_resamples=n_resamples)
+        false += (table["verdict"] != "no difference").any()
+    return false / n_families
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_compare_many_holds_family_error(correlation):
+    assert share_of_false_families(500, correlation, 10_000) < 0.05
+
+
+def test_compare_many_holds_family_error_fast():
+    assert share_of_false_families(10, 0.0, 2000) <= 0.2  # uncorrected, four families in five would be false
+
+
+def test_compare_runs_equals_bootstrap_written_out():
+    """The same draws of groups, each resample gathered row by row."""
+    rng = np.random.default_rng(3)
+    groups = rng.integers(0, 40, 90)
+    base, tuned = (make_frame({"rouge1": rng.random(90) + shift}, groups, **make_bleu_columns(rng, 90)) for shift in (0, 0.1))
+    labels = list(dict.fromkeys(base["group"]))
+    draws = np.random.default_rng(42).integers(len(labels), size=(60, len(labels)))
+    deltas, percents = {"rouge1": [], "bleu": []}, {"rouge1": [], "bleu": []}
+    for draw in draws:
+        rows = np.concatenate([np.flatnonzero(base["group"] == labels[group]) for group in draw])
+        low, high = (summarize_scores(frame.iloc[rows]) for frame in (base, tuned))
+        for name in deltas:
+            deltas[name].append(high[name] - low[name])
+            percents[name].append(100 * (high[name] - low[name]) / low[name])
+    table = statistics.compare_runs(base, tuned, n_resamples=60).set_index("metric")
+    sizes = base["group"].value_counts()
+    effective = sizes.sum() ** 2 / (sizes**2).sum()
+    level = norm.cdf(np.sqrt(effective / (effective - 1)) * t.ppf(0.025, effective - 1))
+    assert 0.015 < level < 0.025
+    for name in deltas:
+        row = table.loc[name]
+        assert row["delta"] == pytest.approx(summarize_scores(tuned)[name] - summarize_scores(base)[name])
+        assert [row["ci_low"], row["ci_high"]] == pytest.approx(list(np.quantile(deltas[name], [level, 1 - level])))
+        assert [row["percent_low"], row["percent_high"]] == pytest.approx(list(np.quantile(percents[name], [level, 1 - level])))
+        assert (row["n"], row["groups"]) == (90, len(labels))
+
+
+def test_compare_runs_p_agrees_with_interval():
+    rng = np.random.default_rng(5)
+    for effect in np.linspace(0, 0.5, 15):
+        row = statistics.compare_runs(*make_runs(rng, 50, ["rouge1"], [0, effect]), n_resamples=2000).iloc[0]
+        if abs(row["p"] - 0.05) > 0.005:
+            assert (row["p"] < 0.05) == (row["ci_low"] > 0 or row["ci_high"] < 0)
+
+
+def test_compare_runs_p_is_never_zero():
+    base = make_frame({"rouge1": np.full(60, 0.1)})
+    row = statistics.compare_runs(base, make_frame({"rouge1": np.full(60, 0.9)}), n_resamples=999).iloc[0]
+    expansion = np.sqrt(60 / 59)
+    assert row["p"] == pytest.approx(2 * t.cdf(norm.ppf(1 / 1000) / expansion, 59))
+    assert 0.001 < row["p"] < 0.01
+
+
+def test_compare_runs_identical_runs_are_no_difference():
+    frame = make_frame({"rouge1": np.linspace(0, 1, 30), "words": np.arange(30.0)})
+    table = statistics.compare_runs(frame, frame)
+    assert list(table["p"]) == [1, 1]
+    assert set(table["verdict"]) == {"no difference"}
+    assert (table[["delta", "ci_low", "ci_high", "percent_change"]] == 0).all(axis=None)
+
+
+def test_compare_runs_grouped_questions_weigh_less():
+    rng = np.random.default_rng(9)
+    answers = rng.normal(size=20)
+    repeated = make_frame({"rouge1": np.repeat(answers, 10)}, np.repeat(np.arange(20), 10))
+    zeros = repeated.assign(rouge1=0.0)
+    grouped = statistics.compare_runs(zeros, repeated).iloc[0]
+    alone = statistics.compare_runs(zeros.assign(group=zeros["question_id"]), repeated.assign(group=repeated["question_id"])).iloc[0]
+    assert grouped["delta"] == pytest.approx(alone["delta"])
+    assert grouped["ci_high"] - grouped["ci_low"] > 2.5 * (alone["ci_high"] - alone["ci_low"])  # ten copies are one fact
+
+
+def test_compare_runs_verdict_follows_the_metrics_direction():
+    values = {name: np.full(200, 0.5) for name in ("rouge1", "repeated_4gram_share", "words", "smog")}
+    base = make_frame(values)
+    tuned = make_frame({name: column * (0.8 if name == "smog" else 1.2) for name, column in values.items()})
+    verdicts = statistics.compare_runs(base, tuned).set_index("metric")["verdict"]
+    assert verdicts.to_dict() == {"rouge1": "better", "repeated_4gram_share": "worse", "words": "higher", "smog": "lower"}
+    assert statistics.compare_runs(tuned, base, ["rouge1"])["verdict"].item() == "worse"
+
+
+def test_compare_runs_percent_change_of_zero_and_negative_base():
+    base = make_frame({"rouge1": np.zeros(20), "flesch_kincaid": np.full(20, -2.0)})
+    tuned = make_frame({"rouge1": np.ones(20), "flesch_kincaid": np.full(20, -1.0)})
+    table = statistics.compare_runs(base, tuned).set_index("metric")
+    assert table.loc["flesch_kincaid", "percent_change"] == 50
+    assert table.loc["rouge1", ["percent_change", "percent_low", "percent_high"]].isna().all()
+    assert table.loc["rouge1", "delta"] == 1
+
+
+def test_compare_runs_single_group_shows_no_difference():
+    base = make_frame({"rouge1": np.zeros(5)}, np.zeros(5, int))
+    row = statistics.compare_runs(base, base.assign(rouge1=1.0)).iloc[0]
+    assert (row["p"], row["verdict"], row["delta"]) == (1, "no difference", 1)
+    assert np.isnan(row["ci_low"])
+
+
+def test_compare_runs_is_seeded_and_pairs_questions_in_any_order():
+    base, tuned = make_runs(np.random.default_rng(1), 50, ["rouge1"], [0, 0.1])
+    table = statistics.compare_runs(base, tuned, n_resamples=500)
+    pd.testing.assert_frame_equal(table, statistics.compare_runs(base, tuned.sample(frac=1, random_state=3), n_resamples=500))
+    assert not table.equals(statistics.compare_runs(base, tuned, n_resamples=500, seed=1))
+
+
+def test_compare_runs_rejects_other_questions():
+    frame = make_frame({"rouge1": np.zeros(4)})
+    with pytest.raises(ValueError, match="4 and 3 rows, 3 questions in common"):
+        statistics.compare_runs(frame, frame.iloc[:3])
+
+
+def test_compare_runs_rejects_missing_metric():
+    frame = make_frame({"rouge1": np.zeros(4)})
+    with pytest.raises(ValueError, match=r"\['bertscore_f1'\]; they share \['rouge1'\]"):
+        statistics.compare_runs(frame, frame, ["bertscore_f1", "rouge1"])
+
+
+def test_compare_many_corrects_over_all_runs():
+    base, *runs = make_runs(np.random.default_rng(2), 80, ["rouge1", "words"], [0, 0.4, 0.5])
+    table = statistics.compare_many(base, dict(zip("ab", runs, strict=True)), n_resamples=2000)
+    assert list(table["run"]) == ["a", "a", "b", "b"]
+    np.testing.assert_allclose(table["p_holm"], statistics.adjust_holm(table["p"]))
+    single = statistics.compare_runs(base, runs[0], n_resamples=2000)
+    np.testing.assert_allclose(table["p"][:2], single["p"])
+    assert (table["p_holm"][:2].to_numpy() > single["p_holm"].to_numpy()).any()
+
+
+def test_compare_slices_by_source_and_length():
+    rng = np.random.default_rng(4)
+    base = make_frame({"rouge1": rng.random(60)}).assign(source=["medquad"] * 40 + ["afrimedqa"] * 20,
+                                                         reference_words=[49] * 10 + [50] * 20 + [99] * 20 + [500] * 10)
+    tuned = base.assign(rouge1=base["rouge1"] + np.where(base["source"] == "medquad", 0.2, 0.0))
+    table = statistics.compare_slices(base, tuned).set_index("slice")
+    assert table["n"].to_dict() == {"afrimedqa": 20, "medquad": 40, "under 50 words": 10, "50-99 words": 40, "200 words or more": 10}
+    assert table.loc["medquad", "delta"] == pytest.approx(0.2)
+    assert table["verdict"].to_dict() == {"afrimedqa": "no difference", "medquad": "better", "under 50 words": "better",
+                                          "50-99 words": "better", "200 words or more": "no difference"}
+
+
+def test_adjust_holm_by_hand():
+    # Sorted .01 .02 .03 .2 times 4 3 2 1 = .04 .06 .06 .2; the third may not fall below the second.
+    np.testing.assert_allclose(statistics.adjust_holm([0.2, 0.01, 0.03, 0.02]), [0.2, 0.04, 0.06, 0.06])
+    np.testing.assert_allclose(statistics.adjust_holm([0.9, 0.6]), [1.0, 1.0])
+
+
+def test_compare_runs_is_fast_and_small():
+    rng = np.random.default_rng(6)
+    base, tuned = (make_frame({name: rng.random(1800) for name in ELEVEN}, **make_bleu_columns(rng, 1800)) for _ in range(2))
+    statistics.compare_runs(base, tuned, n_resamples=2)  # imports
+    tracemalloc.start()
+    start = time.process_time()
+    table = statistics.compare_runs(base, tuned)
+    seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(table) == 12
+    assert seconds < 5
+    assert peak < 1e9
