@@ -1,0 +1,159 @@
+"""The model card of a run, written from the run's own files: nothing in it is typed by hand for one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from medqa_lib.config import home_dir
+from medqa_lib.data import leakage_report, load_splits
+from medqa_lib.evaluation import SHOWCASE_QUESTIONS
+from medqa_lib.prompts import format_prompt
+from medqa_lib.results import RunResult
+from medqa_lib.statistics import compare_runs
+
+SHOWN_METRICS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "bleu": "BLEU", "token_f1": "token F1",
+                 "bertscore_f1": "BERTScore F1"}
+POLICY_NOTES = {
+    "aligned": "Labels equal the input ids on the answer and its end token; prompt and padding are ignored. The model shifts in its loss.",
+    "preshifted": "**The bug under study**: labels were shifted once before a model that shifts again, so it learned the token after next. "
+                  "This adapter is published as evidence. Do not use it for answers.",
+    "full_sequence": "Ablation: the prompt was supervised too.",
+    "padding_supervised": "Ablation: padding, which is the end token, was supervised too.",
+    "no_eos": "Ablation: the answer was supervised without its end token, so the model does not learn to stop.",
+}
+LICENCES = """\
+| what | licence | what follows |
+| --- | --- | --- |
+| base model `{base_model}` | Apache-2.0 | |
+| MedQuAD | CC BY 4.0 | name the source |
+| AfriMed-QA | CC BY-NC-SA 4.0 (some mirrors say CC BY; the stricter one is followed) | **non-commercial, share alike** |
+
+An adapter trained on both is offered under CC BY-NC-SA 4.0: **no commercial use** of it, or of a model that it was merged into."""
+SAMPLE_NOTE = ("**The rows of this run are the bundled sample**, written for the project in the format of both sources: the run shows that "
+               "the recipe works, not what it reaches. What the sources' licences mean for an adapter trained on them:\n\n")
+LIMITS = """\
+- **Not medical advice.** Not a medical device, not examined by clinicians, not for decisions about anyone's health.
+- A small model: it states wrong facts fluently. The metrics measure overlap with reference answers, not whether an answer is right or safe.
+- English only. The sources are US health-agency pages and African medical exam questions; other settings are not covered.
+- Emergencies: call your local emergency number. The model neither recognises nor handles them.
+- Greedy decoding was evaluated; sampling was not."""
+
+
+def write_card(run: RunResult, base: RunResult, repository: str, base_model: str, home: Path | None = None) -> str:
+    """Text of the README.md that describes this adapter on the Hub.
+
+    Args:
+        run: the adapter's run.
+        base: the untuned model's run on the same test questions.
+        repository: where it will lie, "owner/name".
+        base_model: the base model's Hub name.
+        home: where the run's splits are kept, by default `config.home_dir()`.
+    Raises:
+        FileNotFoundError: the splits that the run names by their hashes are not there.
+    """
+    experiment = run.config["identity"]["experiment"]
+    data = find_data(run, home or home_dir())
+    sections = {
+        "Load it": _show_loading(repository),
+        "Results": _show_results(run, base),
+        "Labels": f"Policy `{experiment['labels']}`. {POLICY_NOTES[experiment['labels']]}",
+        "Recipe": _show_recipe(run, experiment),
+        "Data and licences": _show_data(data, base_model),
+        "Leakage": _show_leakage(data, experiment["split"]),
+        "Limits": LIMITS,
+    }
+    head = (f"{_front_matter(base_model)}\n# {run.name}: {base_model.rpartition('/')[2]} for medical questions\n\n"
+            f"LoRA adapter, run `{run.name}` of {run.config['date']}. For research and teaching: **not medical advice, non-commercial**.\n")
+    return head + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
+
+
+def find_data(run: RunResult, home: Path) -> Path:
+    """Folder of the splits whose hashes the run has noted."""
+    wanted = run.config["identity"]["data"]
+    for manifest in (home / "data").glob("*/*/manifest.json"):
+        if json.loads(manifest.read_text(encoding="utf-8"))["sha256"] == wanted:
+            return manifest.parent
+    raise FileNotFoundError(f"No splits under {home / 'data'} have the hashes that run {run.name} has noted. Set MEDQA_HOME to the folder "
+                            "the run was made in, or make the splits again with prepare_splits().")
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable]) -> str:
+    """A Markdown table."""
+    columns = list(columns)
+    lines = [columns, ["---"] * len(columns), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _front_matter(base_model: str) -> str:
+    from huggingface_hub import ModelCardData
+
+    widget = [{"text": format_prompt(question), "example_title": question} for question in SHOWCASE_QUESTIONS[:3]]
+    data = ModelCardData(base_model=base_model, license="cc-by-nc-sa-4.0", language="en", library_name="peft", widget=widget,
+                         pipeline_tag="text-generation", tags=["lora", "medical", "question-answering"])
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _show_loading(repository: str) -> str:
+    question = SHOWCASE_QUESTIONS[0]
+    return f"""```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{repository}")
+model = AutoPeftModelForCausalLM.from_pretrained("{repository}")
+```
+
+Ask in the prompt it was trained with, which is also the tokenizer's chat template:
+
+```python
+chat = [{{"role": "user", "content": "{question}"}}]
+inputs = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)
+answer = model.generate(**inputs, max_new_tokens=256, do_sample=False)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+```"""
+
+
+def _show_results(run: RunResult, base: RunResult) -> str:
+    """Base against tuned with 95% intervals; the verdict is the corrected test's."""
+    shown = [name for name in SHOWN_METRICS if name == "bleu" or name in run.scores]
+    table = compare_runs(base.scores, run.scores, metrics=shown)
+    rows = [(SHOWN_METRICS[row.metric], f"{row.base:.4f}", f"{row.tuned:.4f}", f"{row.delta:+.4f} [{row.ci_low:+.4f}, {row.ci_high:+.4f}]",
+             f"{row.p_holm:.3g}", row.verdict) for row in table.itertuples()]
+    n, groups, losses = table["n"][0], table["groups"][0], [each.metrics["validation_loss"] for each in (base, run)]
+    small = "\n\nThe sample is small: the intervals, not the point values, say what is known." if n < 200 else ""
+    return (f"n = {n} test questions in {groups} groups of related ones, greedy answers of at most "
+            f"{run.config['identity']['evaluation']['max_new_tokens']} tokens, bootstrap over groups. ROUGE and F1 are in 0..1, BLEU in "
+            f"0..100. Validation loss {losses[0]:.3f} before, {losses[1]:.3f} after (n = {run.metrics['n_validation']}).\n\n"
+            + _table(("metric", "base", "tuned", "change [95% interval]", "p (Holm)", "verdict"), rows) + small)
+
+
+def _show_recipe(run: RunResult, experiment: dict) -> str:
+    lora = experiment["lora"]
+    rows = {
+        "LoRA": f"r {lora['r']}, alpha {lora['alpha']}, dropout {lora['dropout']}, on {', '.join(lora['target_modules'])}",
+        "trainable": f"{run.metrics['trainable_parameters']:,} parameters, {run.metrics['trainable_share']:.3%}",
+        "base weights": "NF4 4-bit, double quantisation",
+        "steps": f"{experiment['max_steps']} of {experiment['effective_batch']} examples, at most {experiment['max_length_tokens']} tokens",
+        "learning rate": f"{experiment['learning_rate']:g}, {experiment['lr_scheduler']}, warm-up {experiment['warmup_share']:.0%}",
+        "seed": experiment["seed"],
+        "hardware": f"{run.config['gpu']}, {run.metrics['train_time_s'] / 60:.1f} min",
+        "versions": ", ".join(f"{name} {version}" for name, version in run.config["versions"].items() if version),
+    }
+    return _table(("what", "value"), rows.items())
+
+
+def _show_data(folder: Path, base_model: str) -> str:
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    sizes = ", ".join(f"{rows:,} {name}" for name, rows in manifest["rows"].items())
+    origins = [(name, source["origin"], f"{source['rows']:,}") for name, source in manifest["sources"].items()]
+    note = SAMPLE_NOTE if any(origin == "bundled sample" for _, origin, _ in origins) else ""
+    return (f"{_table(('source', 'from', 'raw rows'), origins)}\n\nAfter cleaning: {sizes} pairs, split by {manifest['by']} with seed "
+            f"{manifest['seed']}.\n\n{note}{LICENCES.format(base_model=base_model)}")
+
+
+def _show_leakage(folder: Path, by: str) -> str:
+    report = leakage_report(load_splits(folder))
+    rows = [(row.split, row.check, row.rows, row.in_train, f"{row.percent:.1f}%") for row in report.itertuples()]
+    return f"Held-out rows that have a relative among the training rows (split by {by}):\n\n" + _table(
+        ("split", "check", "rows it applies to", "in train", "share"), rows)
