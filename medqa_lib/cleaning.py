@@ -6,19 +6,16 @@ Nothing disappears uncounted: kept + removed = raw, whatever a cell holds.
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from medqa_lib import texts
-from medqa_lib.texts import text_key
+from medqa_lib import choices, texts
+from medqa_lib.texts import text_cell, text_key
 
-MIN_ANSWER_WORDS = 3
 MIN_WORDS_BESIDE_TABLE = 10  # what is left of an answer beside a phenotype table must say something
-MAX_CELL_CHARACTERS = 50_000  # the longest real answer has 30,000; beyond, a quote in the CSV was not closed
+MAX_CELL_CHARACTERS = 50_000  # the longest real answer has 30,000; beyond it, a quote in the CSV was not closed
 LONG_ANSWER_WORDS = 300  # about what 512 tokens hold beside the question
 TEMPLATE_WORDS = 8  # from here on one answer under two questions is a template, not coincidence
 TEMPLATE_CAP = 3
@@ -49,23 +46,16 @@ def drop_consumer_query(row: Row) -> Row | None:
     return None if row.kind == "consumer_queries" else row
 
 
-def text_cell(cell: Any) -> str:
-    """A cell as text: "" for a missing one, JSON for a list or dictionary."""
-    if isinstance(cell, (dict, list, tuple)):
-        return json.dumps(cell, ensure_ascii=False, default=str)
-    is_missing = cell is None or type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and math.isnan(cell))
-    return "" if is_missing else str(cell)
-
-
-def is_placeholder(answer: str) -> bool:
-    """Whether the text only says that there is no answer."""
-    return len(answer) < 40 and text_key(answer) in PLACEHOLDERS
+def is_placeholder(text: str) -> bool:
+    """Whether the text only says that there is none."""
+    return len(text) < 40 and text_key(text) in PLACEHOLDERS
 
 
 def use_text(row: Row) -> Row:
-    """Make every cell text, and an answer that only says that there is none ("No rationale") empty."""
+    """Make every cell text, and an answer such as "No rationale" empty."""
     row = Row(*map(text_cell, row))
-    return row._replace(answer="") if is_placeholder(row.answer) else row
+    question, answer = ("" if is_placeholder(text) else text for text in (row.question, row.answer))
+    return row._replace(question=question, answer=answer)
 
 
 def drop_oversized(row: Row) -> Row | None:
@@ -74,26 +64,13 @@ def drop_oversized(row: Row) -> Row | None:
 
 
 def read_options(row: Row) -> Row | None:
-    """Parse options and key of a multiple-choice row; without options, a rationale makes it a free question.
-
-    Removed: options that are no JSON object, no key, a key that names no option or an empty one.
-    """
+    """Parse options and key of a multiple-choice row; without options, a rationale makes it a free question."""
     if row.kind != "mcq":
         return row
     if not row.options.strip():
         return row._replace(kind="saq") if row.answer else None
-    try:
-        options = json.loads(row.options)
-    except (ValueError, RecursionError):
-        return None
-    keys = {key.strip() for key in row.correct.split(",")}
-    if not isinstance(options, dict) or not keys <= options.keys():
-        return None
-    filled = [name for name, text in options.items() if _LETTER.search(text_cell(text))]
-    if not keys <= set(filled) or len(filled) < 2:
-        return None
-    correct = tuple(place for place, name in enumerate(filled) if name in keys)
-    return row._replace(options=tuple(text_cell(options[name]) for name in filled), correct=correct)
+    parsed = choices.read_options(row.options, row.correct)
+    return row._replace(options=parsed[0], correct=parsed[1]) if parsed else None
 
 
 def clean_texts(row: Row) -> Row:
@@ -110,7 +87,7 @@ def fix_templates(row: Row) -> Row | None:
     if row.question and not question:
         return None
     answer = texts.strip_answer_label(row.answer)
-    options = texts.tidy_options(row.options) if row.kind == "mcq" else row.options
+    options = choices.tidy_options(row.options) if row.kind == "mcq" else row.options
     return row._replace(question=question, answer=answer, focus_area=focus_area, options=options)
 
 
@@ -118,12 +95,8 @@ def merge_equal_options(row: Row) -> Row | None:
     """Offer each option once; a question that is left with one option is no question."""
     if row.kind != "mcq":
         return row
-    places: dict[str, int] = {}
-    new_place = [places.setdefault(option.casefold().rstrip(". "), len(places)) for option in row.options]
-    if len(places) == len(row.options):
-        return row
-    options = tuple(row.options[new_place.index(place)] for place in range(len(places)))
-    return row._replace(options=options, correct=tuple(sorted({new_place[i] for i in row.correct}))) if len(options) > 1 else None
+    options, correct = choices.merge_equal_options(row.options, row.correct)
+    return row._replace(options=options, correct=correct) if len(options) > 1 else None
 
 
 def cut_phenotype_table(row: Row) -> Row | None:
@@ -149,16 +122,13 @@ def drop_links(row: Row) -> Row | None:
     return None if texts.has_only_links(row.answer) else row
 
 
-def write_choices(row: Row) -> Row:
-    """A multiple-choice row as a pair: question with lettered options -> text of the right one and the rationale."""
+def write_pair(row: Row) -> Row:
+    """A multiple-choice row as a pair: question with lettered options -> text of the right one and a real rationale."""
     if row.kind != "mcq" or not row.question:
         return row
-    question = "\n".join([row.question, *(f"{letter}. {option}" for letter, option in zip("ABCDEFGHIJ", row.options, strict=False))])
-    right = "; ".join(row.options[i] for i in row.correct)
-    rationale = "" if is_placeholder(row.answer) or text_key(row.answer) == text_key(right) else row.answer
-    answer = f"{right.rstrip('.')}. {rationale}" if rationale else right
-    choices = json.dumps({"options": row.options, "correct": row.correct[0]}, ensure_ascii=False) if len(row.correct) == 1 else ""
-    return row._replace(question=question, answer=answer, choices=choices)
+    is_empty = is_placeholder(row.answer) or text_key(row.answer) == text_key("; ".join(row.options[place] for place in row.correct))
+    pair = choices.write_pair(row.question, row.options, row.correct, "" if is_empty else row.answer)
+    return row._replace(question=pair[0], answer=pair[1], choices=pair[2])
 
 
 def drop_empty(row: Row) -> Row | None:
@@ -168,14 +138,13 @@ def drop_empty(row: Row) -> Row | None:
 
 def drop_short(row: Row) -> Row | None:
     """Under three words a free answer says nothing; a right option may have one word."""
-    return row if row.kind == "mcq" or len(row.answer.split()) >= MIN_ANSWER_WORDS else None
+    return row if row.kind == "mcq" or len(row.answer.split()) >= 3 else None
 
 
 def drop_repetition(row: Row) -> Row | None:
     """A free answer that is the question, or only asks another."""
-    if row.kind == "mcq":
-        return row
-    return None if text_key(row.question) == text_key(row.answer) or re.fullmatch(r"[^.?!]*\?", row.answer) else row
+    is_question = text_key(row.question) == text_key(row.answer) or re.fullmatch(r"[^.?!]*\?", row.answer)
+    return None if is_question and row.kind != "mcq" else row
 
 
 def drop_not_medical(row: Row) -> Row | None:
@@ -187,11 +156,12 @@ def drop_not_medical(row: Row) -> Row | None:
 
 
 def drop_exact_pairs(rows: list[Row]) -> list[Row]:
-    """Keep the first of pairs with the same words in question and answer."""
-    first: dict[tuple[str, str], Row] = {}
+    """Of pairs with the same words in question and answer keep one, whatever the order of rows."""
+    kept: dict[tuple[str, str], Row] = {}
     for row in rows:
-        first.setdefault((text_key(row.question), text_key(row.answer)), row)
-    return list(first.values())
+        key = (text_key(row.question), text_key(row.answer))
+        kept[key] = max(kept.get(key, row), row, key=lambda row: (row.question, row.answer, row.focus_area))  # small letters win
+    return list(kept.values())
 
 
 def keep_one_answer(rows: list[Row]) -> list[Row]:
@@ -214,7 +184,7 @@ def cap_template_answers(rows: list[Row]) -> list[Row]:
     for row in rows:
         if len(row.answer.split()) >= TEMPLATE_WORDS:
             askers[text_key(row.answer)].append(row.question)
-    kept = {answer: set(sorted(questions)[:TEMPLATE_CAP]) for answer, questions in askers.items() if len(questions) > TEMPLATE_CAP}
+    kept = {answer: sorted(questions)[:TEMPLATE_CAP] for answer, questions in askers.items() if len(questions) > TEMPLATE_CAP}
     return [row for row in rows if row.question in kept.get(text_key(row.answer), (row.question,))]
 
 
@@ -230,7 +200,7 @@ ROW_STEPS: tuple[tuple[str, Callable[[Row], Row | None]], ...] = (
     ("lead-ins and page parts", strip_page_parts),
     ("echoed question", strip_echo),
     ("link-only answers", drop_links),
-    ("choices to question and answer", write_choices),
+    ("choices to question and answer", write_pair),
     ("no question or answer", drop_empty),
     ("under three words", drop_short),
     ("answer is a question", drop_repetition),

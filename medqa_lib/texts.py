@@ -1,16 +1,29 @@
 """Cleaning rules on one text: what the sources' export left in questions and answers, taken out again.
 
-Each function takes and returns a string; `cleaning.py` applies them to rows and counts what they change.
+`cleaning.py` applies them to rows and counts what they change.
 """
 
 from __future__ import annotations
 
 import html
+import json
 import re
 import unicodedata
+from typing import Any
+
+import pandas as pd
 
 _WORDS = re.compile(r"[^\W_]+")
 _ASCII_GAPS = str.maketrans({chr(code): " " for code in range(128) if not chr(code).isalnum()})
+
+
+def text_cell(cell: Any) -> str:
+    """A cell of a table as text: "" for a missing one, JSON for a list or dictionary."""
+    if isinstance(cell, str):
+        return cell
+    if not pd.api.types.is_scalar(cell):
+        return json.dumps(cell, ensure_ascii=False, default=str)
+    return "" if pd.isna(cell) else str(cell)
 
 
 def text_key(text: str) -> str:
@@ -91,21 +104,6 @@ def fix_question(question: str, focus_area: str = "", answer: str = "") -> str:
 def fix_focus_area(focus_area: str) -> str:
     """The disease alone: `"What I need to know about Gallstones"` -> `"Gallstones"`."""
     return _REWRITES[0][0].sub("", focus_area)
-
-
-def tidy_options(options: tuple[str, ...]) -> tuple[str, ...]:
-    """Options without stray punctuation and, if all but one at most carry the letter of their place, without letters.
-
-    Example:
-        >>> tidy_options(("a. Shigella;", "b. Rotavirus;", "E. coli"))
-        ('Shigella', 'Rotavirus', 'E. coli')
-    """
-    options = tuple(re.sub(r"^[.;,:)\s]+(?=\S)|[;,\s]+$", "", option) for option in options)
-    found = [re.match(r"\(?([A-Ea-e])\s*[.)]\s*", option) for option in options]
-    in_place = [match is not None and match[1].lower() == "abcde"[place:place + 1] for place, match in enumerate(found)]
-    if sum(in_place) < max(2, len(options) - 1):
-        return options
-    return tuple(option[match.end():] if match and option != match[0] else option for option, match in zip(options, found, strict=True))
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
