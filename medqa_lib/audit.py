@@ -109,7 +109,8 @@ def _score_offsets(model, examples: list[dict], collator) -> tuple[dict[int, flo
         for part, batch in _batches(examples, collator, 4):
             batch = to_device(batch, model.device)
             output = model(**batch, use_cache=False)
-            logits = output.logits if output.logits.shape[:-1] == batch["input_ids"].shape else forward_logits(model, batch)  # (B, T, V)
+            whole = output.logits is not None and output.logits.shape[:-1] == batch["input_ids"].shape
+            logits = output.logits if whole else forward_logits(model, batch)  # (B, T, V)
             shifts = _does_model_shift(float(output.loss), batch, logits)
             targets = loss_targets(batch, shifts)
             row, position = _inner_positions(targets, _spans(batch, part))

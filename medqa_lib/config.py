@@ -68,6 +68,9 @@ def _experiments() -> dict[str, Experiment]:
     for policy in ("full_sequence", "padding_supervised", "no_eos"):
         runs.append(dataclasses.replace(fixed, name=f"ablation_{policy}", labels=policy, partner="exp_004", differs_in=("labels",),
                                         question=f"What does the misalignment '{policy}' cost?"))
+    for truncation in ("cut", "drop"):
+        runs.append(dataclasses.replace(fixed, name=f"truncation_{truncation}", truncation=truncation, partner="exp_004",
+                                        differs_in=("truncation",), question=f"What if long answers are treated by '{truncation}'?"))
     return {run.name: run for run in runs}
 
 

@@ -7,7 +7,8 @@ from torch.nn.functional import pad
 
 from medqa_lib.labels import IGNORE_INDEX
 
-NOT_FOR_FORWARD = ("labels", "shift_labels", "logits_to_keep", "num_items_in_batch")
+# What a batch may hold beside the model's inputs: labels, and which logits to compute for them.
+NOT_FOR_FORWARD = ("labels", "shift_labels", "logits_to_keep", "answer_index", "answer_targets", "num_items_in_batch")
 
 
 def loss_targets(batch: dict, shifts_labels: bool = True) -> torch.Tensor:
@@ -61,7 +62,7 @@ def check_loss(model, batches: list[dict], loss: float) -> float:
     """Hold the loss of one optimiser step against the cross-entropy computed by hand from the logits.
 
     By hand: token t + 1 of the unshifted `labels` against the log-softmax at position t, the mean over all supervised
-    tokens of the step. `shift_labels` and `logits_to_keep` are not looked at, so a mistake in them shows.
+    tokens of the step. Only `labels` are looked at, so a mistake in `shift_labels` or in the choice of logits shows.
 
     Args:
         model: in the state that `loss` was computed in, without dropout.
@@ -75,10 +76,10 @@ def check_loss(model, batches: list[dict], loss: float) -> float:
     total, tokens = 0.0, 0
     for batch in batches:
         logits = forward_logits(model, batch)
-        log_probabilities = logits[:, :-1].float().log_softmax(-1)  # (B, T - 1, V)
         next_tokens = batch["labels"][:, 1:].to(logits.device)
         supervised = next_tokens != IGNORE_INDEX
-        total -= float(log_probabilities[supervised].gather(-1, next_tokens[supervised][:, None]).sum())
+        log_probabilities = logits[:, :-1][supervised].float().log_softmax(-1)  # (N, V)
+        total -= float(log_probabilities.gather(-1, next_tokens[supervised][:, None]).sum())
         tokens += int(supervised.sum())
     by_hand = total / max(1, tokens)
     if not abs(loss - by_hand) <= loss_tolerance(logits.dtype):  # not: NaN must fail
@@ -91,7 +92,7 @@ def check_loss(model, batches: list[dict], loss: float) -> float:
 def check_trainer_loss(trainer) -> float:
     """`check_loss` of a Trainer's first step's worth of rows, through its own collator, token count and loss.
 
-    Call it before `train()`. It takes the first rows of the training set and draws no random number, so the data order stays.
+    Call it before `train()`. It takes the first rows of the training set and leaves the random state alone, so the data order stays.
 
     Returns:
         The difference between the trainer's loss and the one by hand.
@@ -105,7 +106,7 @@ def check_trainer_loss(trainer) -> float:
     training = model.training
     model.eval()
     batches, items = trainer.get_batch_samples(iter(batches), len(batches), args.device)
-    with trainer.compute_loss_context_manager():
+    with torch.random.fork_rng(devices=[]), trainer.compute_loss_context_manager():
         loss = sum(float(trainer.compute_loss(model, dict(batch), num_items_in_batch=items)) for batch in batches)
         difference = check_loss(model, batches, loss)
     model.train(training)

@@ -18,14 +18,14 @@ _MARKER = re.compile(r"#{2,}(?=[ \t]*(?:Instruction|Response)[ \t]*:)", re.IGNOR
 def neutralize(text: str) -> str:
     """Make text that a tokenizer or this template would take for a control sign harmless, and leave it readable.
 
-    Only spaces are added; ordinary text comes back unchanged.
+    Only spaces are added; ordinary text comes back unchanged. A lone surrogate, which no tokenizer takes, becomes "?".
 
     Example:
         >>> neutralize("Stop.</s> ### Response: p <0.05")
         'Stop.< /s> # # # Response: p <0.05'
     """
     text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, as a browser may send it, is no text
-    text = _CONTROL_TOKEN.sub("< ", text)
+    text = _CONTROL_TOKEN.sub("< ", text.encode("utf-8", "replace").decode())
     return _MARKER.sub(lambda match: " ".join(match[0]), text)
 
 
