@@ -175,10 +175,9 @@ def _draw_forest(panel, rows: pd.DataFrame, runs: Sequence[str]) -> None:
 
 def _draw_cells(panel, cells: np.ndarray, base: float, higher_is_better: bool) -> None:
     """Numbers on colours: 0 = base, 1 = twice as good, -1 = half as good, on a log scale."""
-    with np.errstate(divide="ignore"):
-        gain = np.log2(np.maximum(cells, 1e-9) / base) * (1 if higher_is_better else -1)
-    colors = LinearSegmentedColormap.from_list("verdict", [ORANGE, "white", SKY])
-    colors.set_bad("#E5E5E5")
+    least = 1e-9  # a score may be 0
+    gain = np.log2(np.maximum(cells, least) / max(base, least)) * (1 if higher_is_better else -1)
+    colors = LinearSegmentedColormap.from_list("verdict", [ORANGE, "white", SKY]).with_extremes(bad="#E5E5E5")
     panel.imshow(gain, cmap=colors, vmin=-1, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(cells):
         panel.text(column, row, "not run" if np.isnan(value) else _format_score(value), ha="center", va="center", color="black")
