@@ -1,13 +1,179 @@
-"""Greedy decoding at the speed of the hardware: not written yet, so `generation` uses `generate()`."""
+"""Greedy decoding at the speed of the hardware, for a plain LlamaForCausalLM on a GPU with bfloat16.
+
+`generate()` waits for the CPU: it launches about a thousand small kernels a token. Here the decode step is captured once as a
+CUDA graph and replayed. The model's own `forward` computes it, so its numerics are the model's; what changes is around it.
+On a CPU the same steps run without graphs, which is how tests compare them with `generate()`. MEDQA_FAST=0 switches it off.
+"""
 
 from __future__ import annotations
 
+import os
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, DynamicCache, LlamaForCausalLM
+
+MAX_ROWS = 512
+SLOT_BUCKET = 128  # attention reads the cache up to a multiple of this, so that one graph serves as many steps
+ROW_BUCKET = 32  # a shrunk batch keeps a multiple of this many rows, so that batches share graphs
+CHECK_STEPS = 32  # steps between two looks at which rows have finished; each look waits for the GPU
+# Not cuDNN, which torch prefers on an H100: it builds a plan for every new length (about 30 ms), and each token is a new length.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
 
 def is_supported(model) -> bool:
-    """Whether `FastDecoder` can decode with this model here."""
-    return False
+    """Whether `FastDecoder` can decode here: unquantised Llama without adapter, sdpa attention, capability 8.0 or more."""
+    if os.environ.get("MEDQA_FAST") == "0" or type(model) is not LlamaForCausalLM or model.device.type != "cuda":
+        return False
+    plain = all(type(module) is torch.nn.Linear for module in model.modules() if hasattr(module, "in_features"))
+    return plain and model.config._attn_implementation == "sdpa" and torch.cuda.get_device_capability(model.device) >= (8, 0)
 
 
 def cut_after_eos(ids: list[int], eos_id: int) -> list[int]:
     """The ids up to and including the first EOS."""
     return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
+
+
+def attend_grouped(module, query, key, value, attention_mask, scaling=None, **_):
+    """Attention of one position a row without repeating keys and values: (B, H, 1, D) is read as (B, key heads, H / key heads, D).
+
+    Exact: sdpa treats positions independently, and they see the same slots, for the mask is one row for all.
+    """
+    rows, heads, _, head_dim = query.shape
+    out = scaled_dot_product_attention(query.reshape(rows, key.shape[1], -1, head_dim), key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(rows, 1, heads, head_dim), None
+
+
+AttentionInterface.register("medqa_grouped", attend_grouped)
+
+
+class _CacheView:
+    """What attention sees as its cache: some rows and slots of the decoder's buffers, (layers, B, key heads, slots, D)."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, slot: torch.Tensor):
+        self.keys, self.values, self.slot = keys, values, slot
+
+    def update(self, key, value, layer: int, *_):
+        """Write (B, key heads, 1, D) at the current slot and return all slots. Exact: later ones are masked, so they weigh 0."""
+        self.keys[layer].index_copy_(2, self.slot, key)
+        self.values[layer].index_copy_(2, self.slot, value)
+        return self.keys[layer], self.values[layer]
+
+
+class FastDecoder:
+    """Callable (ids, mask, max_new_tokens) -> new token ids of each row, up to and including EOS.
+
+    Buffers and graphs are kept between calls; a call that needs larger buffers starts afresh.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, eos_id: int):
+        self.model, self.eos_id, self.size = model, eos_id, (0, 0, 0)
+
+    @torch.no_grad()
+    @sdpa_kernel(BACKENDS)
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int) -> list[list[int]]:
+        rows, width = ids.shape
+        self._reserve(rows, _round_up(width + max_new_tokens, SLOT_BUCKET), max_new_tokens)
+        self._prefill(ids, mask)
+        owners, answers, done = list(range(rows)), [[]] * rows, 1
+        attention = self.model.config._attn_implementation
+        self.model.set_attn_implementation("medqa_grouped")
+        try:
+            while done < max_new_tokens and owners:
+                slot = width + done - 1
+                length = _round_up(slot + 1, SLOT_BUCKET)
+                steps = min(max_new_tokens - done, CHECK_STEPS, length - slot)
+                self._advance(len(owners), length, steps)
+                done += steps
+                owners = self._drop_finished(owners, answers, done, slot + steps)
+        finally:
+            self.model.set_attn_implementation(attention)
+        for owner, row in zip(owners, self.tokens[: len(owners), :max_new_tokens].tolist(), strict=True):
+            answers[owner] = cut_after_eos(row, self.eos_id)
+        return answers
+
+    def _reserve(self, rows: int, slots: int, new_tokens: int) -> None:
+        """Buffers for at least so many rows, cache slots and new tokens. Zeros, since a masked NaN would still spread."""
+        if all(have >= need for have, need in zip(self.size, (rows, slots, new_tokens), strict=True)):
+            return
+        self.keys = self.values = self.pool = None
+        self.graphs, self.size = {}, (rows, slots, new_tokens)
+        config, like = self.model.config, {"device": self.model.device, "dtype": torch.long}
+        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, self.model.model.layers[0].self_attn.head_dim)
+        self.keys, self.values = (torch.zeros(shape, device=self.model.device, dtype=self.model.dtype) for _ in range(2))
+        self.last, self.padding, self.tokens = (torch.zeros(size, **like) for size in (rows, rows, (rows, new_tokens)))
+        self.slot, self.step = torch.zeros(1, **like), torch.zeros(1, **like)  # on the device, since a graph cannot read Python numbers
+
+    def _prefill(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
+        """The prompts as `generate()` computes them; their keys and values are copied to the buffers."""
+        rows, width = ids.shape
+        cache = DynamicCache(config=self.model.config)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+                            logits_to_keep=1).logits
+        for layer, kept in enumerate(cache.layers):
+            self.keys[layer, :rows, :, :width] = kept.keys
+            self.values[layer, :rows, :, :width] = kept.values
+        self.padding[:rows] = width - mask.sum(-1)
+        self.slot.fill_(width)
+        self.step.zero_()
+        self._take(logits, rows)
+
+    def _take(self, logits: torch.Tensor, rows: int) -> None:
+        """Each row's next token: the argmax in float32, as `generate()` takes it."""
+        self.last[:rows] = logits[:, -1].float().argmax(-1)
+        self.tokens[:rows].index_copy_(1, self.step, self.last[:rows, None])
+        self.step += 1
+
+    def _forward(self, rows: int, length: int) -> None:
+        """One token for each of the first `rows` rows. It reads and writes buffers only, so it can be captured."""
+        slots, padding = torch.arange(length, device=self.slot.device), self.padding[:rows, None]
+        hidden = (slots < padding) | (slots > self.slot)
+        bias = torch.zeros(hidden.shape, device=hidden.device, dtype=self.model.dtype).masked_fill(hidden, float("-inf"))
+        cache = _CacheView(self.keys[:, :rows, :, :length], self.values[:, :rows, :, :length], self.slot)
+        logits = self.model(input_ids=self.last[:rows, None], attention_mask=bias[:, None, None], position_ids=self.slot - padding,
+                            past_key_values=cache, use_cache=True).logits
+        self.slot += 1
+        self._take(logits, rows)
+
+    def _advance(self, rows: int, length: int, steps: int) -> None:
+        """`steps` tokens. A shape's first step runs eagerly: the warm-up that capture needs. Capture itself computes nothing."""
+        replay = self.graphs.get((rows, length))
+        if replay is None:
+            self._forward(rows, length)
+            steps -= 1
+            replay = self.graphs[rows, length] = self._capture(rows, length)
+        for _ in range(steps):
+            replay()
+
+    def _capture(self, rows: int, length: int):
+        """Callable that repeats `_forward` for this shape: a graph's replay, on a CPU the function itself."""
+        if self.slot.device.type == "cpu":
+            return lambda: self._forward(rows, length)
+        graph, self.pool = torch.cuda.CUDAGraph(), self.pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self.pool):  # one pool: graphs never overlap, so they share scratch memory
+            self._forward(rows, length)
+        return graph.replay
+
+    def _drop_finished(self, owners: list[int], answers: list, done: int, slots: int) -> list[int]:
+        """Move unfinished rows to the front and go on with them, if that leaves out a quarter. Exact: rows do not see each other.
+
+        Returns:
+            The rows still decoded, by their number in the whole batch.
+        """
+        rows = len(owners)
+        finished = (self.tokens[:rows, :done] == self.eos_id).any(1).tolist()
+        order, keep = sorted(range(rows), key=finished.__getitem__), _round_up(finished.count(False), ROW_BUCKET)
+        if keep > 0.75 * rows:
+            return owners
+        for row, ids in enumerate(self.tokens[:rows, :done].tolist()):
+            answers[owners[row]] = cut_after_eos(ids, self.eos_id)
+        index = torch.tensor(order[:keep], device=self.slot.device, dtype=torch.long)
+        for buffer in (self.last, self.padding, self.tokens, *self.keys[:, :, :, :slots], *self.values[:, :, :, :slots]):
+            buffer[:keep] = buffer[index]
+        return [owners[row] for row in order[:keep]]
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -7,112 +7,29 @@ file in one synced write. A run that was cut off plans the same batches, so it c
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
 import time
-import warnings
-import zlib
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.attention import sdpa_kernel
 from tqdm.auto import tqdm
 
 from medqa_lib import fast_decode
+from medqa_lib.answers import Answer, AnswerStore, canonical_json, hash_adapter
 from medqa_lib.prompts import encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_ROWS = {"cpu": 16, "cuda": 256}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer. `stopped`: it ended with EOS, not at the token limit. `tokens`: its length, without EOS."""
-
-    text: str
-    stopped: bool
-    tokens: int
-
-
-class AnswerStore:
-    """Append-only JSON lines, one answer a line, each with its key and a checksum.
-
-    Under `accelerate launch` each process writes a file of its own (`answers.jsonl`, `answers.part1.jsonl`, ...) and reads all.
-
-    Args:
-        path: the file; its folder is made on the first write.
-    """
-
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
-        self.damaged: list[str] = []
-        self._answers: dict[tuple, Answer] = {}
-        for file in [self.path, *sorted(self.path.parent.glob(f"{self.path.stem}.part*{self.path.suffix}"))]:
-            if file.exists():
-                self._read(file)
-        if self.damaged:
-            warnings.warn(f"{len(self.damaged)} damaged lines are ignored and their answers generated again: "
-                          f"{', '.join(self.damaged[:5])}", stacklevel=2)
-
-    def _read(self, file: Path) -> None:
-        """Lines up to the last line break: what follows it is a write that a crash cut off."""
-        for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
-            try:
-                content, checksum = json.loads(line)
-                if zlib.crc32(_canonical(content)) != checksum:
-                    raise ValueError("wrong checksum")
-                self._answers[tuple(content["key"])] = Answer(**content["answer"])
-            except (ValueError, TypeError, KeyError):
-                self.damaged.append(f"{file.name}:{number}")
-
-    def get(self, key: tuple) -> Answer | None:
-        """The answer kept under this key."""
-        return self._answers.get(key)
-
-    def append(self, answers: dict[tuple, Answer], process: int = 0) -> None:
-        """Write a batch with one synced write. A torn last line is cut off first."""
-        if not answers:
-            return
-        file = self.path if process == 0 else self.path.with_suffix(f".part{process}{self.path.suffix}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for key, answer in answers.items():
-            content = {"key": list(key), "answer": asdict(answer)}
-            lines.append(_canonical([content, zlib.crc32(_canonical(content))]) + b"\n")
-        with open(file, "a+b") as stream:
-            _cut_torn_line(stream)
-            stream.write(b"".join(lines))
-            stream.flush()
-            os.fsync(stream.fileno())
-        self._answers |= answers
-
-
-def _canonical(value) -> bytes:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
-
-
-def _cut_torn_line(stream) -> None:
-    """Truncate the open file to just after its last line break."""
-    stream.seek(0)
-    stream.truncate(stream.read().rfind(b"\n") + 1)
-
-
-def hash_adapter(folder: Path | None) -> str:
-    """Short SHA-256 of an adapter's weights and settings; "base" without an adapter."""
-    if folder is None:
-        return "base"
-    digest = hashlib.sha256()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        digest.update((Path(folder) / name).read_bytes())
-    return digest.hexdigest()[:16]
+__all__ = ["Answer", "AnswerStore", "compare_answers", "generate_answers", "generate_records", "hash_adapter"]
 
 
 def _short_hash(value) -> str:
-    return hashlib.sha256(_canonical(value)).hexdigest()[:16]
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
 
 def generate_answers(model, tokenizer, questions, max_new_tokens=256, batch_size=None, store=None, adapter_hash="base",
@@ -145,13 +62,14 @@ def generate_records(model: PreTrainedModel | None, tokenizer: PreTrainedTokeniz
     unique = dict(zip(keys, prompts, strict=True))
     rank, processes = _process()
     mine = sorted(unique, key=lambda key: -len(unique[key]))[rank::processes]
-    found = {key: store.get(key) for key in mine} if store else dict.fromkeys(mine)
-    missing = [key for key in mine if found[key] is None]
+    found = {key: store.get(key) if store else None for key in mine}
+    missing = {key for key in mine if found[key] is None}
     if missing and model is None:
         raise ValueError(f"{len(missing)} of {len(mine)} answers are not in the store and model is None; pass the model to generate them.")
     if missing:
-        for batch in _generate_batches(model, tokenizer, [(key, unique[key], found[key] is None) for key in mine], max_new_tokens, batch_size):
-            new = {key: answer for key, answer in batch.items() if found[key] is None}
+        rows = [(key, unique[key], key in missing) for key in mine]
+        for batch in _generate_batches(model, tokenizer, rows, max_new_tokens, batch_size):
+            new = {key: answer for key, answer in batch.items() if key in missing}
             found |= new
             if store:
                 store.append(new, rank)
@@ -166,7 +84,7 @@ def _process() -> tuple[int, int]:
     """Index of this process and number of processes."""
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     return state.process_index, state.num_processes
 
 
@@ -176,13 +94,13 @@ def _generate_batches(model, tokenizer, rows: list[tuple], max_new_tokens: int, 
     A batch is computed whole even if some of its answers are known: in bfloat16 an answer can depend on the batch's shape.
     """
     eos, start, tokens, began = tokenizer.eos_token_id, 0, 0, time.perf_counter()
-    limit = batch_size or MAX_ROWS[model.device.type]
-    decode = None
+    limit = batch_size or (fast_decode.MAX_ROWS if fast_decode.is_supported(model) else MAX_ROWS[model.device.type])
+    budget, decode = math.inf if batch_size else free_bytes(model.device), None
     bar = tqdm(total=len(rows), desc="Answers", unit="answer", disable=_process()[0] > 0)
-    with _greedy_mode(model):
+    with _greedy_mode(model), sdpa_kernel(fast_decode.BACKENDS):
         while start < len(rows):
-            size = limit if batch_size else min(limit, rows_in_memory(model, len(rows[start][1]), max_new_tokens))
-            batch = rows[start:start + size]
+            fitting = max(1, budget / row_bytes(model, len(rows[start][1]), max_new_tokens))
+            batch = rows[start:start + int(min(limit, fitting))]
             if any(missing for _, _, missing in batch):
                 try:
                     decode = decode or _choose_decoder(model, eos)
@@ -193,7 +111,7 @@ def _generate_batches(model, tokenizer, rows: list[tuple], max_new_tokens: int, 
                     ids = decode = None
                 if ids is None:  # outside the handler: there the traceback would keep the batch's tensors alive
                     torch.cuda.empty_cache()
-                    limit = batch_size = max(1, len(batch) // 2)
+                    limit = len(batch) // 2
                     continue
                 tokens += sum(map(len, ids))
                 bar.set_postfix_str(f"{tokens / (time.perf_counter() - began):.0f} tokens/s")
@@ -203,17 +121,21 @@ def _generate_batches(model, tokenizer, rows: list[tuple], max_new_tokens: int, 
     bar.close()
 
 
-def rows_in_memory(model, prompt_tokens: int, max_new_tokens: int) -> int:
-    """Rows of a batch that fit into the GPU's free memory, by the bytes of keys, values and the prompt's activations; an estimate."""
-    if model.device.type != "cuda":
-        return MAX_ROWS["cpu"]
+def free_bytes(device) -> float:
+    """GPU memory that a batch may take, with a fifth held back; no limit on a CPU, where MAX_ROWS decides."""
+    if device.type != "cuda":
+        return math.inf
+    reserved_unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return 0.8 * (torch.cuda.mem_get_info(device)[0] + reserved_unused)
+
+
+def row_bytes(model, prompt_tokens: int, max_new_tokens: int) -> int:
+    """Memory of one row of a batch: its keys and values and, for the prompt, one layer's activations. An estimate."""
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kept = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim  # twice: the cache is copied when it grows
+    kept = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim  # twice, for the cache is copied when it grows
     activations = 8 * config.hidden_size + 3 * config.intermediate_size
-    row_bytes = model.dtype.itemsize * (kept * (prompt_tokens + max_new_tokens) + activations * prompt_tokens)
-    free = torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    return max(1, int(0.8 * free / row_bytes))
+    return model.dtype.itemsize * (kept * (prompt_tokens + max_new_tokens) + activations * prompt_tokens)
 
 
 def pad_left(prompts: list[list[int]], pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -251,7 +173,7 @@ def decode_plain(model, eos_id: int, ids: torch.Tensor, mask: torch.Tensor, max_
     """`generate()`, greedy, with nothing that changes the argmax."""
     from transformers import GenerationConfig
 
-    greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=eos_id, pad_token_id=eos_id)
+    greedy = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=max_new_tokens, eos_token_id=eos_id, pad_token_id=eos_id)
     output = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
     return [fast_decode.cut_after_eos(row, eos_id) for row in output[:, ids.shape[1]:].tolist()]
 
@@ -273,4 +195,5 @@ def compare_answers(a: list[str], b: list[str]) -> dict[str, float]:
         left, right = left.split(), right.split()
         same = len(os.path.commonprefix([left, right]))
         shares.append(same / max(len(left), len(right), 1) if left or right else 1.0)
-    return {"n": len(shares), "identical": sum(x == y for x, y in zip(a, b, strict=True)) / len(a), "common_prefix": sum(shares) / len(shares)}
+    identical = sum(left == right for left, right in zip(a, b, strict=True))
+    return {"n": len(a), "identical": identical / len(a), "common_prefix": sum(shares) / len(a)}

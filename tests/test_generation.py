@@ -1,0 +1,251 @@
+"""Batched greedy answers equal one-by-one ones; the answers file survives torn and damaged lines."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from medqa_lib import generation, labels
+from medqa_lib.config import PROFILES
+from medqa_lib.generation import Answer, AnswerStore, compare_answers, generate_answers, generate_records, hash_adapter, pad_left
+from medqa_lib.model import load_base_model, load_tokenizer
+from medqa_lib.prompts import encode_prompt
+
+QUESTIONS = ["What is gout?", "Why?", "What are the signs of malaria in a small child?", "Is asthma inherited?",
+             "How is anaemia treated at home?"]
+REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(PROFILES["smoke"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_base_model(PROFILES["smoke"], quantized=False).float()
+
+
+def decode_greedily(model, prompt: list[int], new_tokens: int) -> list[int]:
+    """Independent reference: one row, no padding, no cache, no generate()."""
+    ids = torch.tensor([prompt], device=model.device)
+    with torch.no_grad():
+        for _ in range(new_tokens):
+            ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)], 1)
+    return ids[0, len(prompt):].tolist()
+
+
+def records_of(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def test_generate_answers_equals_greedy_decoding_row_by_row(model, tokenizer):
+    expected = [tokenizer.decode(decode_greedily(model, encode_prompt(tokenizer, question), 12), skip_special_tokens=True).strip()
+                for question in QUESTIONS]
+    assert len(set(expected)) > 1
+    assert generate_answers(model, tokenizer, QUESTIONS, 12, batch_size=2) == expected
+
+
+def test_generate_answers_prompts_with_the_ids_that_training_masks(model, tokenizer, monkeypatch):
+    seen = []
+
+    def record(model, eos, ids, mask, max_new_tokens):
+        seen.extend(row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True))
+        return [[5]] * len(ids)
+
+    monkeypatch.setattr(generation, "decode_plain", record)
+    generate_answers(model, tokenizer, QUESTIONS[:1], 4)
+    example = labels.encode_example(tokenizer, QUESTIONS[0], "It is an illness of the joints.", 200)
+    masked = example["labels"].count(labels.IGNORE_INDEX)
+    assert seen == [example["input_ids"][:masked]]
+
+
+def test_generate_answers_ignores_and_restores_the_models_generation_config(model, tokenizer):
+    expected = generate_answers(model, tokenizer, QUESTIONS, 12)
+    before = model.generation_config
+    leaky = GenerationConfig(do_sample=True, temperature=5.0, repetition_penalty=9.0, no_repeat_ngram_size=1, max_length=3, num_beams=2)
+    model.generation_config = leaky
+    model.train()
+    try:
+        assert generate_answers(model, tokenizer, QUESTIONS, 12) == expected
+        assert model.generation_config is leaky and model.training
+    finally:
+        model.generation_config = before
+        model.eval()
+
+
+def test_generate_records_says_whether_an_answer_stopped(model):
+    prompt = encode_prompt(load_tokenizer(PROFILES["smoke"]), QUESTIONS[0])
+    ids = decode_greedily(model, prompt, 12)
+    tokenizer = load_tokenizer(PROFILES["smoke"])
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[5])  # so the answer ends with its sixth token, or an equal one before
+    length = ids.index(ids[5])
+    answer, = generate_records(model, tokenizer, QUESTIONS[:1], 12, prompt=lambda *_: prompt)
+    assert (answer.stopped, answer.tokens) == (True, length)
+    cut, = generate_records(model, tokenizer, QUESTIONS[:1], length, prompt=lambda *_: prompt)
+    assert (cut.stopped, cut.tokens) == (False, length)
+
+
+def test_generate_records_generates_a_repeated_question_once(model, tokenizer, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    first, second, third = generate_records(model, tokenizer, ["Why?", "How is it treated?", "Why?"], 4, store=AnswerStore(path))
+    assert first == third != second
+    assert len(records_of(path)) == 2
+
+
+def test_generate_records_reads_without_a_model(model, tokenizer, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    expected = generate_records(model, tokenizer, QUESTIONS, 4, store=AnswerStore(path))
+    written = path.read_bytes()
+    assert generate_records(None, tokenizer, QUESTIONS[::-1], 4, store=AnswerStore(path)) == expected[::-1]
+    assert path.read_bytes() == written
+    with pytest.raises(ValueError, match="1 of 1 answers are not in the store"):
+        generate_records(None, tokenizer, ["Is it new?"], 4, store=AnswerStore(path))
+
+
+@pytest.mark.parametrize("change", [{"max_new_tokens": 5}, {"adapter_hash": "other"}, {"prompt": lambda tokenizer, question: [7, 8]}])
+def test_generate_records_does_not_read_what_another_setting_wrote(model, tokenizer, tmp_path, change):
+    path = tmp_path / "answers.jsonl"
+    generate_records(model, tokenizer, QUESTIONS, 4, store=AnswerStore(path))
+    with pytest.raises(ValueError, match="5 of 5"):
+        generate_records(None, tokenizer, QUESTIONS, **{"max_new_tokens": 4, **change}, store=AnswerStore(path))
+
+
+def test_generate_records_halves_the_batch_when_memory_runs_out(model, tokenizer, monkeypatch):
+    sizes = []
+
+    def decode(model, eos, ids, mask, max_new_tokens):
+        sizes.append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [[5]] * len(ids)
+
+    monkeypatch.setattr(generation, "decode_plain", decode)
+    assert len(generate_answers(model, tokenizer, QUESTIONS, 4, batch_size=5)) == 5
+    assert sizes == [5, 2, 2, 1]
+
+
+def test_generate_records_gives_up_when_one_row_does_not_fit(model, tokenizer, monkeypatch):
+    def decode(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(generation, "decode_plain", decode)
+    with pytest.raises(torch.OutOfMemoryError):
+        generate_answers(model, tokenizer, QUESTIONS, 4)
+
+
+def test_answer_store_repairs_a_line_torn_at_any_byte(model, tokenizer, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    expected = generate_records(model, tokenizer, QUESTIONS, 4, batch_size=2, store=AnswerStore(path))
+    whole = path.read_bytes()
+    for cut in random.Random(0).sample(range(len(whole)), 12):
+        path.write_bytes(whole[:cut])
+        store = AnswerStore(path)
+        assert store.damaged == []
+        assert generate_records(model, tokenizer, QUESTIONS, 4, batch_size=2, store=store) == expected
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", [lambda line: line.replace('"tokens": 4', '"tokens": 5'), lambda line: line[: len(line) // 2],
+                                    lambda line: "\0" * 20, lambda line: "[]", lambda line: "7"])
+def test_answer_store_reports_and_replaces_a_damaged_line(model, tokenizer, tmp_path, damage):
+    path = tmp_path / "answers.jsonl"
+    expected = generate_records(model, tokenizer, QUESTIONS, 4, store=AnswerStore(path))
+    lines = records_of(path)
+    assert damage(lines[1]) != lines[1]
+    path.write_text("\n".join([lines[0], damage(lines[1]), *lines[2:]]) + "\n")
+    with pytest.warns(UserWarning, match="1 damaged lines.*answers.jsonl:2"):
+        store = AnswerStore(path)
+    assert generate_records(model, tokenizer, QUESTIONS, 4, store=store) == expected
+    assert records_of(path)[-1] == lines[1]
+
+
+def test_answer_store_reads_the_parts_of_other_processes(tmp_path):
+    store = AnswerStore(tmp_path / "answers.jsonl")
+    store.append({("base", "q", "s"): Answer("Rest.\u2028ü", True, 2)}, process=3)
+    assert (tmp_path / "answers.part3.jsonl").exists() and not store.path.exists()
+    assert AnswerStore(store.path).get(("base", "q", "s")) == Answer("Rest.\u2028ü", True, 2)
+
+
+def test_pad_left_puts_padding_before_the_prompt():
+    ids, mask = pad_left([[5, 6, 7], [8]], 1, "cpu")
+    assert ids.tolist() == [[5, 6, 7], [1, 1, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_row_bytes_counts_keys_values_and_activations(model):
+    # 2 layers x 2 key heads x 16 x (key, value) x 2 copies = 256 a token; 8 x 64 + 3 x 128 = 896 a prompt token; 4 bytes
+    assert generation.row_bytes(model, prompt_tokens=10, max_new_tokens=5) == 4 * (256 * 15 + 896 * 10)
+
+
+def test_compare_answers_counts_words_before_the_first_difference():
+    # 2 of 3 words, all, none of 2, and two empty answers
+    result = compare_answers(["rest and water", "no", "see one", ""], ["rest and sleep", "no", "a", ""])
+    assert result == {"n": 4, "identical": 0.5, "common_prefix": pytest.approx((2 / 3 + 1 + 0 + 1) / 4)}
+
+
+def test_hash_adapter_follows_weights_and_settings(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
+    first = hash_adapter(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
+    assert hash_adapter(None) == "base" and len(first) == 16 and hash_adapter(tmp_path) != first
+
+
+MANY = [f"What is disease {'x' * (i % 7)} number {i}?" for i in range(24)]
+CHILD = """
+import json, sys
+from pathlib import Path
+from medqa_lib.config import PROFILES
+from medqa_lib.generation import AnswerStore, generate_answers
+from medqa_lib.model import load_base_model, load_tokenizer
+sys.path.insert(0, "tests")
+from test_generation import MANY
+model, tokenizer, path = load_base_model(PROFILES["smoke"], quantized=False).float(), load_tokenizer(PROFILES["smoke"]), Path(sys.argv[1])
+sys.stdin.readline()
+answers = generate_answers(model, tokenizer, MANY, 40, batch_size=2, store=AnswerStore(path))
+"""
+
+
+@pytest.mark.faults
+def test_generation_killed_at_random_moments_and_resumed_writes_the_same_file(model, tokenizer, tmp_path):
+    generate_answers(model, tokenizer, MANY, 40, batch_size=2, store=AnswerStore(tmp_path / "whole.jsonl"))
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    moment = random.Random(os.getpid())
+    paths = [tmp_path / f"killed{attempt}.jsonl" for attempt in range(3)]
+    children = [subprocess.Popen([sys.executable, "-c", CHILD, str(path)], cwd=REPO, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                for path in paths]  # all three import their libraries at once and then wait for a line
+    for path, child in zip(paths, children, strict=True):
+        lines, deadline = moment.randrange(1, 16), time.monotonic() + 120
+        child.stdin.write(b"go\n")
+        child.stdin.flush()
+        while (not path.exists() or path.read_bytes().count(b"\n") < lines) and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(moment.random() * 0.1)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        killed = path.read_bytes()
+        assert whole.startswith(killed) and 0 < len(killed) < len(whole), f"killed after {lines} lines, {len(killed)} bytes"
+        generate_answers(model, tokenizer, MANY, 40, batch_size=2, store=AnswerStore(path))
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_generate_records_splits_questions_between_processes(model, tokenizer, tmp_path):
+    expected = generate_answers(model, tokenizer, MANY, 40, batch_size=2)
+    program, path = tmp_path / "program.py", tmp_path / "answers.jsonl"
+    program.write_text(CHILD + "import os\npath.with_name(os.environ['RANK']).write_text(json.dumps(answers))\n")
+    # What `accelerate launch` runs for several GPUs; with --cpu it starts one process only
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program), str(path)]
+    done = subprocess.run(command, cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [json.loads((tmp_path / rank).read_text()) for rank in "01"] == [expected, expected]
+    assert [len(records_of(tmp_path / name)) for name in ("answers.jsonl", "answers.part1.jsonl")] == [12, 12]
