@@ -96,19 +96,21 @@ def _front_matter(base_model: str) -> str:
 
 
 def _show_loading(repository: str) -> str:
-    question = SHOWCASE_QUESTIONS[0]
-    return f"""```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("{repository}")
-model = AutoPeftModelForCausalLM.from_pretrained("{repository}")
-```
-
-Ask in the prompt it was trained with, which is also the tokenizer's chat template:
+    return f"""With plain PEFT. The base is loaded in NF4, as it was in training and evaluation; on its 16-bit weights answers differ.
 
 ```python
-chat = [{{"role": "user", "content": "{question}"}}]
-inputs = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, BitsAndBytesConfig
+nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+model = AutoPeftModelForCausalLM.from_pretrained("{repository}", quantization_config=nf4)
+```
+
+Ask in the prompt that it was trained with, which is also the chat template of the tokenizer here:
+
+```python
+tokenizer = AutoTokenizer.from_pretrained("{repository}")
+chat = [{{"role": "user", "content": "{SHOWCASE_QUESTIONS[0]}"}}]
+inputs = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True).to(model.device)
 answer = model.generate(**inputs, max_new_tokens=256, do_sample=False)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```"""

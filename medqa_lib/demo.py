@@ -93,7 +93,7 @@ class Engine:
         return output.logits[:, -1].argmax(-1, keepdim=True), output.past_key_values
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd").strip()  # the last character may be incomplete
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def answer_question(engine: Engine, question: str, adapter: str | None, max_new_tokens: float) -> Iterator[tuple[str, str, str]]:
@@ -107,7 +107,7 @@ def answer_question(engine: Engine, question: str, adapter: str | None, max_new_
     yield "", "", show_status("Reading the question …", alarm)
     base = tuned = ""
     for base, tuned in engine.stream(question, adapter, max(1, min(int(max_new_tokens), MAX_NEW_TOKENS))):
-        yield base, tuned, show_status("Answering …", alarm)
+        yield base.rstrip("\ufffd"), tuned.rstrip("\ufffd"), show_status("Answering …", alarm)  # half a character is not shown
     yield base or SILENT, tuned or (SILENT if adapter else ""), show_status("Done.", alarm)
 
 

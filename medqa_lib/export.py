@@ -145,13 +145,15 @@ def ask_gguf(file: Path, questions: Sequence[str], max_new_tokens: int) -> list[
     return [answer["choices"][0]["text"].strip() for answer in answers]
 
 
-def check_parity(adapter_dir: Path, folder: Path, questions: Sequence[str], profile: Profile | None = None) -> pd.DataFrame:
+def check_parity(adapter_dir: Path, merged: Path, questions: Sequence[str], profile: Profile | None = None,
+                 gguf_file: Path | None = None) -> pd.DataFrame:
     """The same questions through every way to the model, each compared with the merged model, which is the evaluated one.
 
     Args:
         adapter_dir: the trained adapter.
-        folder: where the exports are written: merged/ and medqa.gguf.
+        merged: folder of `export_merged`.
         questions: ten or so.
+        gguf_file: file of `export_gguf`, asked too if the package `xllamacpp` is installed.
     Returns:
         path, n, identical, common_prefix (both shares), needed, passed. The last row is a control, of which nothing is needed: the
         untuned model, to show what the table looks like when answers differ.
@@ -160,21 +162,20 @@ def check_parity(adapter_dir: Path, folder: Path, questions: Sequence[str], prof
 
     from medqa_lib.demo import Engine
 
-    tokenizer = load_tokenizer(profile)
+    tokenizer, questions = load_tokenizer(profile), list(questions)
 
     def ask(model) -> list[str]:
-        return generate_answers(model.eval(), tokenizer, list(questions), PARITY_NEW_TOKENS)
+        return generate_answers(model, tokenizer, questions, PARITY_NEW_TOKENS)
 
-    merged = export_merged(adapter_dir, folder / "merged", profile)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     answers = {"merged": ask(load_merged(adapter_dir, profile)),
                "NF4 + adapter": ask(load_adapters(load_base_model(profile), {"adapter": adapter_dir})),
-               "exported safetensors": ask(AutoModelForCausalLM.from_pretrained(merged, dtype="auto"))}
+               "exported safetensors": ask(AutoModelForCausalLM.from_pretrained(merged, dtype="auto", device_map=device))}
     engine = Engine({"adapter": adapter_dir}, profile)
     shown = [list(engine.stream(question, "adapter", PARITY_NEW_TOKENS))[-1] for question in questions]
     answers["demo"] = [tuned for _, tuned in shown]
-    file = export_gguf(merged, folder / "medqa.gguf")
-    if importlib.util.find_spec("xllamacpp"):
-        answers["GGUF in llama.cpp"] = ask_gguf(file, questions, PARITY_NEW_TOKENS)
+    if gguf_file and importlib.util.find_spec("xllamacpp"):
+        answers["GGUF in llama.cpp"] = ask_gguf(gguf_file, questions, PARITY_NEW_TOKENS)
     rows = [{"path": path, **compare_answers(answers["merged"], found), "needed": 1 - PARITY_TOLERANCE} for path, found in answers.items()]
     rows.append({"path": "untuned (control)", **compare_answers(answers["merged"], [base for base, _ in shown]), "needed": 0.0})
     return pd.DataFrame(rows).assign(passed=lambda table: table["common_prefix"] >= table["needed"])

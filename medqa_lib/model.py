@@ -216,7 +216,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 42) -> 
 
     config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, bias=settings.bias,
                         target_modules=list(settings.target_modules), use_rslora=settings.use_rslora, use_dora=settings.use_dora,
-                        task_type="CAUSAL_LM")
+                        task_type="CAUSAL_LM", revision=getattr(model.config, "_commit_hash", None))  # the Hub's, if it came from there
     torch.manual_seed(seed)
     return get_peft_model(model, config)
 

@@ -18,7 +18,8 @@ _CERTAIN = (
     r"end(ing)? (my (own )?life|it all)", r"suicidal", r"commit suicide", r"self.?harm\w*", r"(have|has|ve|just) overdosed",
     r"took an overdose", r"(can.?t|can ?not|unable to|struggl\w+ to) breathe?", r"(not|stopped|isn.?t|hardly|barely) breathing",
     r"(won.?t|will not|does ?n.?t|not) (wake|stop bleeding)", r"bleeding (won.?t|will not|does ?n.?t) stop",
-    r"(can.?t|can ?not) stop (the )?bleeding", r"(is|am|are|was|.s) (unconscious|unresponsive|choking|turning blue)", r"no pulse", r"call an ambulance")
+    r"(can.?t|can ?not) stop (the )?bleeding", r"(is|am|are|was|.s) (unconscious|unresponsive|choking|turning blue)",
+    r"no pulse", r"call an ambulance")
 # ... these only together with a person who has them: "What is a stroke?" asks, "I think my father has a stroke" describes.
 _SIGNS = (
     r"chest (pain|pressure|tightness|hurts)", r"pain in \w+ chest", r"heart attack", r"stroke", r"fac(e|ial) (is |was )?droop\w*",

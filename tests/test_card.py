@@ -1,0 +1,114 @@
+"""The model card says what the run's files say, and its code works as it stands."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from datasets import Dataset, DatasetDict
+from smoke_adapters import SMOKE, make_adapter
+
+from medqa_lib import hub
+from medqa_lib.card import write_card
+from medqa_lib.config import get_experiment
+from medqa_lib.data import save_splits
+from medqa_lib.demo import Engine
+from medqa_lib.evaluation import SHOWCASE_QUESTIONS, data_hashes
+from medqa_lib.metrics import score_answers
+from medqa_lib.model import model_path
+from medqa_lib.results import run_identity, save_run
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A home folder with made-up splits of which one test row leaks, and the runs `base` and `exp_004` on them."""
+    def pairs(words):
+        answers = [f"{word} is an illness." for word in words]
+        return Dataset.from_dict({"question": [f"What is {word}?" for word in words], "answer": answers, "source": ["medquad"] * len(words),
+                                  "group": list(words), "choices": [""] * len(words), "focus_area": list(words)})
+
+    splits = DatasetDict(train=pairs(["gout", "mumps", "scurvy"]), validation=pairs(["rickets"]), test=pairs(["gout", "measles"]))
+    about = {"by": "group", "seed": 42, "sources": {"medquad": {"origin": "bundled sample", "rows": 9}}}
+    save_splits(splits, tmp_path / "data" / "abc" / "group", about)
+    about = pd.DataFrame({"question_id": ["1", "2"], "source": "medquad", "group": ["gout", "measles"], "reference_words": 4})
+    for name, answers in (("base", ["it is", "who knows"]), ("exp_004", ["gout is an illness.", "measles is bad"])):
+        experiment = SMOKE.scale(get_experiment(name)) if name != "base" else None
+        scores = pd.concat([about, score_answers(answers, list(splits["test"]["answer"]))], axis=1)
+        config = {"identity": run_identity(experiment, SMOKE, data_hashes(splits)), "date": "2026-01-02", "gpu": "none (CPU)",
+                  "versions": {"torch": "2.13.0", "bert_score": None}}
+        numbers = {"n_test": 2, "n_validation": 1, "validation_loss": 2.5, "trainable_parameters": 1234, "trainable_share": 0.00139,
+                   "train_time_s": 90.0}
+        save_run(tmp_path / "results" / name, config, numbers, scores, pd.DataFrame([{"step": 0}]), [])
+    return tmp_path
+
+
+@pytest.fixture
+def card(home):
+    return make_card(home)
+
+
+def make_card(home, repository="someone/medqa", **changes):
+    from medqa_lib.results import load_runs
+
+    runs = load_runs(home / "results")
+    return write_card(dataclasses.replace(runs["exp_004"], **changes), runs["base"], repository, "owner/Base", home)
+
+
+def test_write_card_has_front_matter_that_the_hub_reads(card):
+    data = yaml.safe_load(card.split("---")[1])
+    assert data["license"] == "cc-by-nc-sa-4.0" and data["base_model"] == "owner/Base" and data["library_name"] == "peft"
+    assert data["widget"][0]["text"] == f"### Instruction:\n{SHOWCASE_QUESTIONS[0]}\n\n### Response:\n"
+
+
+def test_write_card_reports_results_with_intervals_and_n(card):
+    row = next(line for line in card.splitlines() if line.startswith("| token F1"))
+    base, tuned, change = (cell.strip() for cell in row.split("|")[2:5])
+    assert float(base) < float(tuned) and "[" in change and "n = 2 test questions in 2 groups" in card
+    assert "The sample is small" in card
+
+
+def test_write_card_reports_what_leaks(card):
+    assert "| test | same question | 2 | 1 | 50.0% |" in card
+    assert "| test | same disease (MedQuAD) | 2 | 1 | 50.0% |" in card
+
+
+def test_write_card_names_recipe_labels_licences_and_limits(card):
+    for text in ("r 8, alpha 16, dropout 0.05, on q_proj, k_proj, v_proj", "1,234 parameters, 0.139%", "Policy `aligned`", "3 train",
+                 "AfriMed-QA | CC BY-NC-SA 4.0", "no commercial use", "Not medical advice", "bundled sample", "torch 2.13.0"):
+        assert text in card, text
+    assert "bert_score" not in card
+
+
+def test_write_card_warns_of_an_adapter_that_was_trained_on_the_bug(home):
+    from medqa_lib.results import load_runs
+
+    config = load_runs(home / "results")["exp_004"].config
+    config["identity"]["experiment"]["labels"] = "preshifted"
+    assert "Do not use it for answers" in make_card(home, config=config)
+
+
+def test_write_card_refuses_a_run_whose_splits_are_not_there(home):
+    from medqa_lib.results import load_runs
+
+    config = load_runs(home / "results")["exp_004"].config
+    config["identity"]["data"]["train"] = "0" * 64
+    with pytest.raises(FileNotFoundError, match="No splits under.*exp_004"):
+        make_card(home, config=config)
+
+
+@pytest.mark.slow
+def test_write_card_shows_code_that_answers_as_the_demo_does(home, tmp_path):
+    """In a process of its own, which does not import medqa_lib: the card's two code blocks, from loading to the printed answer."""
+    adapter = make_adapter(tmp_path / "adapter")
+    folder = tmp_path / "published"
+    card = make_card(home, repository=str(folder))
+    hub.save_local(adapter, folder, card, pd.DataFrame([{"passed": True}]), model_path(SMOKE))
+    load, ask = (block.removeprefix("python\n") for block in card.split("```")[1:4:2])
+    assert len(load.strip().splitlines()) == 4
+    code = load + ask.replace("256", "8") + "import sys; assert not [name for name in sys.modules if 'medqa' in name]"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    _, tuned = list(Engine({"exp": adapter}, SMOKE).stream(SHOWCASE_QUESTIONS[0], "exp", 8))[-1]
+    assert run.stdout.strip() == tuned

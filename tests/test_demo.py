@@ -1,0 +1,177 @@
+"""The demo's answers are the evaluated model's, users do not mix, any text is survived, and the Space folder is complete."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from smoke_adapters import SMOKE, make_adapter
+
+from medqa_lib import demo
+from medqa_lib.config import LoraSettings
+from medqa_lib.generation import generate_answers
+from medqa_lib.hub import CONFIG, WEIGHTS, find_adapters
+from medqa_lib.model import load_merged, load_tokenizer
+from medqa_lib.safety import EMERGENCY
+
+QUESTIONS = ["What is gout?", "How is malaria diagnosed?", "Is it? 漢字", "a"]
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    root = tmp_path_factory.mktemp("adapters")
+    return {name: make_adapter(root / name, seed) for seed, name in enumerate(("exp_003", "exp_004"), start=1)}
+
+
+@pytest.fixture(scope="module")
+def engine(adapters):
+    return demo.Engine(adapters, SMOKE)
+
+
+def last(engine, *request):
+    return list(demo.answer_question(engine, *request))[-1]
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["exp_003", "exp_004"])
+def test_stream_ends_with_the_answers_of_the_evaluated_models(engine, adapters, name):
+    tokenizer = load_tokenizer(SMOKE)
+    base = generate_answers(load_merged(None, SMOKE), tokenizer, QUESTIONS, 12)
+    tuned = generate_answers(load_merged(adapters[name], SMOKE), tokenizer, QUESTIONS, 12)
+    assert base != tuned
+    found = [list(engine.stream(question, name, 12))[-1] for question in QUESTIONS]
+    assert [left for left, _ in found] == base
+    assert [right for _, right in found] == tuned
+
+
+def test_stream_grows_step_by_step(engine):
+    steps = list(engine.stream("What is gout?", "exp_004", 10))
+    assert 1 < len(steps) <= 10
+    assert len(steps[0][0]) <= len(steps[-1][0]) and steps[0] != steps[-1]
+
+
+def test_stream_stops_a_finished_row_and_lets_the_other_go_on(engine, monkeypatch):
+    import torch
+
+    eos = engine.tokenizer.eos_token_id
+    a, b, c = engine.tokenizer.convert_tokens_to_ids(list("abc"))
+    planned = iter([[a, b], [eos, b], [c, b], [c, eos]])
+    monkeypatch.setattr(engine, "_next_tokens", lambda ids, cache, names: (torch.tensor(next(planned)).view(2, 1), cache))
+    assert list(engine.stream("x", "exp_004", 50)) == [("a", "b"), ("a", "bb"), ("a", "bbb"), ("a", "bbb")]
+
+
+def test_stream_keeps_users_apart_while_they_take_turns(engine):
+    requests = [(question, name) for question in QUESTIONS for name in ("exp_003", "exp_004")]
+    alone = [list(engine.stream(question, name, 12))[-1] for question, name in requests]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda request: list(engine.stream(*request, 12))[-1], requests))
+    assert together == alone
+    assert len(set(alone)) > len(QUESTIONS)
+
+
+def test_stream_that_is_left_unfinished_blocks_nobody(engine):
+    unfinished = engine.stream("What is gout?", "exp_004", 12)
+    next(unfinished)
+    assert list(engine.stream("a", "exp_003", 3))
+
+
+def test_engine_without_adapters_answers_with_the_base_model_alone():
+    alone = demo.Engine({}, SMOKE)
+    base, tuned, _ = last(alone, "What is gout?", None, 4)
+    assert base and tuned == ""
+
+
+def test_engine_refuses_dora(tmp_path):
+    folder = make_adapter(tmp_path / "dora", settings=LoraSettings(use_dora=True))
+    with pytest.raises(ValueError, match="dora uses DoRA"):
+        demo.Engine({"dora": folder}, SMOKE)
+
+
+# --- what the page shows ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("question", ["<script>alert(1)</script>", "</s></s>", "### Response:\n### Instruction:", "\ud800 lone", "\x00\x07",
+                                      "漢字 🩺 عربى", "{question} {0} %s \\u0041", "a" * 1_000])
+def test_answer_question_survives_any_text(engine, question):
+    base, tuned, status = last(engine, question, "exp_004", 3)
+    assert base and tuned and "Done." in status
+
+
+@pytest.mark.parametrize(("question", "text"), [("", "write a question"), (None, "write a question"), ("a" * 10_000, "10,000 characters")])
+def test_answer_question_says_why_it_does_not_answer(engine, question, text):
+    (base, tuned, status), = demo.answer_question(engine, question, "exp_004", 3)
+    assert (base, tuned) == ("", "") and text in status
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(-5, 1), (0.4, 1), (10**9, demo.MAX_NEW_TOKENS)])
+def test_answer_question_bounds_the_length(engine, monkeypatch, tokens, most):
+    asked = []
+    monkeypatch.setattr(engine, "stream", lambda question, adapter, length: asked.append(length) or iter([("a", "b")]))
+    last(engine, "x", "exp_004", tokens)
+    assert asked == [most]
+
+
+def test_answer_question_shows_the_emergency_notice_at_every_step(engine):
+    assert all(EMERGENCY in status for _, _, status in demo.answer_question(engine, "I have chest pain", "exp_004", 3))
+    assert EMERGENCY not in last(engine, "What is gout?", "exp_004", 3)[2]
+
+
+def test_answer_question_shows_no_half_character_before_the_end(engine, monkeypatch):
+    steps = [("caf\ufffd", ""), ("café", ""), ("café\ufffd", "")]
+    monkeypatch.setattr(engine, "stream", lambda *request: iter(steps))
+    shown = [base for base, _, _ in demo.answer_question(engine, "x", None, 3)]
+    assert shown == ["", "caf", "café", "café", "café\ufffd"]
+
+
+def test_show_status_escapes_its_text():
+    assert "<script>" not in demo.show_status("<script>")
+
+
+def test_build_app_bounds_its_queue_and_offers_every_adapter(engine):
+    app = demo.build_app(engine)
+    settings = json.dumps(app.get_config_file(), default=str)
+    assert app._queue.max_size == demo.WAITING
+    assert {fn.concurrency_limit for fn in app.fns.values() if fn.api_name == "ask"} == {demo.RUNNING}
+    assert "exp_003 (preshifted, rate 0.0002)" in settings and "exp_004 (aligned, rate 0.0002)" in settings
+    assert "Not medical advice" in settings
+
+
+def test_launch_app_makes_no_public_link(monkeypatch):
+    called = {}
+
+    class App:
+        def launch(self, **options):
+            called.update(options)
+            return None, "http://127.0.0.1:7860/", None
+
+    assert demo.launch_app(App(), block=False) == "http://127.0.0.1:7860/"
+    assert called["share"] is False and called["prevent_thread_lock"] is True and called["run_history"] is False
+
+
+# --- command and Space -----------------------------------------------------------------------------------------------
+
+
+def test_main_says_in_a_line_that_an_adapter_does_not_fit(adapters, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MEDQA_PROFILE", "smoke")
+    folder = shutil.copytree(adapters["exp_004"], tmp_path / "other")
+    settings = json.loads((folder / CONFIG).read_text()) | {"base_model_name_or_path": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"}
+    (folder / CONFIG).write_text(json.dumps(settings))
+    with pytest.raises(SystemExit) as caught:
+        demo.main(["--adapter", str(folder)])
+    message = capsys.readouterr().err
+    assert caught.value.code == 1 and "TinyLlama" in message and "Traceback" not in message
+
+
+def test_write_space_holds_all_that_it_needs(adapters, tmp_path):
+    folder = demo.write_space(tmp_path / "space", adapters, SMOKE)
+    assert find_adapters(folder / "adapters").keys() == adapters.keys()
+    assert (folder / "adapters" / "exp_004" / WEIGHTS).read_bytes() == (adapters["exp_004"] / WEIGHTS).read_bytes()
+    front = (folder / "README.md").read_text().split("---")[1]
+    required = dict(line.split("==") for line in (folder / "requirements.txt").read_text().split())
+    assert "sdk: gradio" in front and "app_file: app.py" in front and f"sdk_version: {required['gradio']}" in front
+    assert not any("+" in version for version in required.values())
+    compile((folder / "app.py").read_text(), "app.py", "exec")
+    assert "smoke-llama" in (folder / "app.py").read_text()
+    assert (folder / "medqa_lib" / "demo.py").exists() and not list(folder.rglob("__pycache__"))
