@@ -7,14 +7,20 @@ with the input ids. Labels that are shifted beforehand are shifted twice: positi
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from medqa_lib.config import POLICIES
 from medqa_lib.prompts import format_prompt, neutralize, strip_eos
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100  # what the loss leaves out: torch's default
 TRUNCATIONS = ("sentence", "cut", "drop")
@@ -60,7 +66,8 @@ def label_ids(input_ids: list[int], prompt_tokens: int, policy: str = "aligned",
     return labels
 
 
-def encode_example(tokenizer, question: str, answer: str, max_length: int, policy: str = "aligned", truncation: str = "sentence") -> dict:
+def encode_example(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, max_length: int, policy: str = "aligned",
+                   truncation: str = "sentence") -> dict[str, list[int]]:
     """Prompt, answer and EOS as {"input_ids", "labels"}: lists of at most max_length ids, unpadded.
 
     Prompt and answer are tokenised together: apart, a Llama tokenizer would put a space before the answer.
@@ -76,11 +83,12 @@ def encode_example(tokenizer, question: str, answer: str, max_length: int, polic
     return {"input_ids": ids, "labels": label_ids(ids, prompt_tokens, policy, tokenizer.eos_token_id)}
 
 
-def encode_split(tokenizer, split, max_length: int, policy: str = "aligned", truncation: str = "sentence"):
-    """Every row of a split through `encode_example`, in batches; a row that cannot be used is counted, not silently lost.
+def encode_split(tokenizer: PreTrainedTokenizerBase, split: Dataset, max_length: int, policy: str = "aligned",
+                 truncation: str = "sentence") -> tuple[Dataset, dict[str, int]]:
+    """Every row of a split as `encode_example` does it, in batches; a row that cannot be used is counted, not silently lost.
 
     Args:
-        split: a `datasets.Dataset` with columns question, answer and, if it is there, source.
+        split: has columns question, answer and perhaps source.
     Returns:
         (Dataset with input_ids, labels and source; counts). counts has rows, kept, tokens, supervised_tokens and the rows of each
         outcome: whole, cut_at_sentence, cut_mid_answer and the keys of `UNUSABLE` that occurred.
@@ -168,10 +176,10 @@ class PaddingCollator:
 
     Args:
         max_length: the fixed length of `padding_supervised`; an example that is longer is an error under every policy.
-        pad_to_multiple_of: T is rounded up to it, but not above max_length.
+        pad_to_multiple_of: T is rounded up to it under the other policies.
     """
 
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerBase
     policy: str = "aligned"
     max_length: int | None = None
     pad_to_multiple_of: int = 8
@@ -183,20 +191,22 @@ class PaddingCollator:
             raise ValueError("Policy 'padding_supervised' pads to a fixed length: give max_length.")
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        longest = max(len(example["input_ids"]) for example in examples)
-        if self.max_length is not None and longest > self.max_length:
-            raise ValueError(f"An example has {longest} tokens, more than max_length {self.max_length}; encode it with that max_length.")
-        length = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        supervise_padding = self.policy == "padding_supervised"
-        if supervise_padding:
-            length = self.max_length
-        eos = self.tokenizer.eos_token_id
-        pad = eos if supervise_padding or self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        batch = {
-            "input_ids": torch.full((len(examples), length), pad),
-            "attention_mask": torch.zeros((len(examples), length), dtype=torch.long),
-            "labels": torch.full((len(examples), length), eos if supervise_padding else IGNORE_INDEX),
-        }
+        """The batch of examples with lists input_ids and labels.
+
+        Raises:
+            ValueError: an example is longer than max_length.
+        """
+        length = max(len(example["input_ids"]) for example in examples)
+        if self.max_length is not None and length > self.max_length:
+            raise ValueError(f"An example has {length} tokens, more than max_length {self.max_length}; encode it with that max_length.")
+        pad, label = self.tokenizer.pad_token_id, IGNORE_INDEX
+        if self.policy == "padding_supervised":
+            length, pad, label = self.max_length, self.tokenizer.eos_token_id, self.tokenizer.eos_token_id
+        else:
+            length = math.ceil(length / self.pad_to_multiple_of) * self.pad_to_multiple_of
+        shape = (len(examples), length)
+        batch = {"input_ids": torch.full(shape, pad), "attention_mask": torch.zeros(shape, dtype=torch.long),
+                 "labels": torch.full(shape, label)}
         for row, example in enumerate(examples):
             tokens = len(example["input_ids"])
             batch["input_ids"][row, :tokens] = torch.tensor(example["input_ids"])
