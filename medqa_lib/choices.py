@@ -35,7 +35,7 @@ def tidy_options(options: tuple[str, ...]) -> tuple[str, ...]:
         >>> tidy_options(("a. Shigella;", "b. Rotavirus;", "E. coli"))
         ('Shigella', 'Rotavirus', 'E. coli')
     """
-    options = tuple(re.sub(r"^[.;,:)\s]+(?=\S)|[;,\s]+$", "", option) for option in options)
+    options = tuple(re.sub(r"^[.;,:)\s]+(?=\S)", "", option).rstrip(";, ") for option in options)
     found = [re.match(r"\(?([A-Ja-j])\s*[.)]\s*(?=\S)", option) for option in options]
     in_place = [match is not None and match[1].upper() == letter for match, letter in zip(found, LETTERS, strict=False)]
     if sum(in_place) < max(2, len(options) - 1):

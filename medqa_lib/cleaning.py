@@ -41,11 +41,6 @@ class Row(NamedTuple):
 # --- steps on one row ------------------------------------------------------------------------------------------------
 
 
-def drop_consumer_query(row: Row) -> Row | None:
-    """Consumer questions of AfriMed-QA have no reference answer."""
-    return None if row.kind == "consumer_queries" else row
-
-
 def is_placeholder(text: str) -> bool:
     """Whether the text only says that there is none."""
     return len(text) < 40 and text_key(text) in PLACEHOLDERS
@@ -56,6 +51,11 @@ def use_text(row: Row) -> Row:
     row = Row(*map(text_cell, row))
     question, answer = ("" if is_placeholder(text) else text for text in (row.question, row.answer))
     return row._replace(question=question, answer=answer)
+
+
+def drop_consumer_query(row: Row) -> Row | None:
+    """Consumer questions of AfriMed-QA have no reference answer."""
+    return None if row.kind == "consumer_queries" else row
 
 
 def drop_oversized(row: Row) -> Row | None:
@@ -189,8 +189,8 @@ def cap_template_answers(rows: list[Row]) -> list[Row]:
 
 
 ROW_STEPS: tuple[tuple[str, Callable[[Row], Row | None]], ...] = (
-    ("consumer questions (no reference answer)", drop_consumer_query),
     ("strings and placeholders", use_text),
+    ("consumer questions (no reference answer)", drop_consumer_query),
     ("oversized cells", drop_oversized),
     ("options and key", read_options),
     ("Unicode, HTML and white space", clean_texts),
@@ -213,6 +213,11 @@ SET_STEPS: tuple[tuple[str, Callable[[list[Row]], list[Row]]], ...] = (
 )
 
 
+def is_changed(new: Row, old: Row) -> bool:
+    """Whether a field differs; a missing value, which answers no comparison, differs from the text that replaces it."""
+    return any(after is not before and (type(after) is not type(before) or after != before) for after, before in zip(new, old, strict=True))
+
+
 def clean_rows(rows: list[Row]) -> tuple[list[Row], list[dict[str, Any]]]:
     """All steps in order.
 
@@ -226,7 +231,7 @@ def clean_rows(rows: list[Row]) -> tuple[list[Row], list[dict[str, Any]]]:
 
     for step, apply in ROW_STEPS:
         results = [apply(row) for row in rows]
-        changed = sum(new is not None and new != old for new, old in zip(results, rows, strict=True))
+        changed = sum(new is not None and is_changed(new, old) for new, old in zip(results, rows, strict=True))
         rows = [row for row in results if row is not None]
         count(step, rows, changed)
     for step, select in SET_STEPS:

@@ -64,7 +64,9 @@ def read_source(path: Path, name: str) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path} is empty; expected a header and rows. Fetch the file again.") from None
     except (pd.errors.ParserError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as CSV ({error}). Fetch the file again.") from None
+        raise ValueError(f"{path} cannot be read as CSV ({str(error).strip()}). Fetch the file again.") from None
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus cells for row names
+        raise ValueError(f"{path} cannot be read as CSV (a row has more cells than the header). Fetch the file again.")
     frame.attrs["origin"] = "bundled sample" if path.parent == SAMPLE_DIR else path.name
     return check_source(frame, name)
 

@@ -137,7 +137,7 @@ def split_pairs(pairs: pd.DataFrame, seed: int = 42, by: str = "group") -> Datas
     Rows of a split stand in an order that the seed decides, so its first n rows are a random sample of it.
 
     Raises:
-        ValueError: `by` is neither "group" nor "random", or a column of `merge_sources` is missing.
+        ValueError: `by` is neither "group" nor "random", a column of `merge_sources` is missing, or a split is left empty.
     """
     from datasets import Dataset, DatasetDict
 
@@ -147,6 +147,8 @@ def split_pairs(pairs: pd.DataFrame, seed: int = 42, by: str = "group") -> Datas
         raise ValueError(f"The pairs lack the columns {missing}; make them with merge_sources.")
     order = [sha256_text(str(seed), *row) for row in pairs[["question", "answer"]].itertuples(index=False)]
     split_of = assign_splits(pairs["group"].tolist() if by == "group" else order, pairs["source"].tolist(), seed)
+    if empty := [name for name in SPLITS if name not in split_of]:
+        raise ValueError(f"{len(pairs)} pairs are too few for 80/10/10: {', '.join(empty)} would be empty. Give more or smaller groups.")
     rows = pairs[list(COLUMNS)].assign(split=split_of, order=order).sort_values("order")
     return DatasetDict({name: Dataset.from_dict({column: part[column].tolist() for column in COLUMNS})
                         for name in SPLITS for part in [rows[rows["split"] == name]]})

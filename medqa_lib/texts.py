@@ -43,8 +43,8 @@ _BLOCK_TAG = re.compile(_TAG.format(names="p|br|hr|div|ul|ol|li|table|tr|td|th|h
 
 def clean_text(text: str) -> str:
     """Composed Unicode, plain quotes and hyphens, no entities, tags or control characters, white space folded."""
-    while (unescaped := html.unescape(text)) != text:
-        text = unescaped
+    for _ in range(3):  # pages are often escaped twice
+        text = html.unescape(text)
     if "<" in text:
         text = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", text))
     text = " ".join(unicodedata.normalize("NFC", text.translate(_CHARACTERS)).split())
