@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 COLAB = {**default_environment(), "python_version": "3.13", "python_full_version": "3.13.15", "sys_platform": "linux",
          "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
+IMPORT_NAMES = {"yaml": "pyyaml"}
 # Imported where it is there, and done without where it is not.
 OPTIONAL = {"triton": "comes with torch for CUDA", "xllamacpp": "checks an exported GGUF file in llama.cpp itself"}
 # Needed, but never imported by us: who needs it.
@@ -91,7 +92,7 @@ def imported_packages():
 
 def test_requirements_hold_every_import_and_nothing_else():
     ours = {"medqa_lib", "google", *(path.stem for path in ROOT.glob("tests/**/*.py"))}  # google: only Colab has google.colab
-    needed = {canonicalize_name(name) for name in imported_packages() - ours - set(OPTIONAL)}
+    needed = {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in imported_packages() - ours - set(OPTIONAL)}
     listed = {canonicalize_name(requirement.name) for requirement in read_requirements()}
     assert sorted(needed - listed) == []
     assert sorted(listed - needed - set(USED_BY_OTHERS)) == []
