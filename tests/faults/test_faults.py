@@ -1,0 +1,255 @@
+"""The long half: whole training runs that are killed, starved or robbed of their disk, and then have to end as if nothing had happened."""
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import fault_injection
+import pandas as pd
+import pytest
+from fault_harness import EXPERIMENT, SAVE_EVERY, STEPS, Training, checkpoint_dir, run_to_end
+
+from medqa_lib.checkpoints import latest_valid, verify
+
+pytestmark = pytest.mark.faults
+needs_mount = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+
+
+def metrics_of(home):
+    return json.loads((home / "results" / "smoke-llama" / EXPERIMENT / "metrics.json").read_text())
+
+
+def losses_of(home):
+    return pd.read_csv(home / "results" / "smoke-llama" / EXPERIMENT / "loss.csv")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """A run that nothing disturbs, with the seconds that a step and the evaluation take."""
+    run = Training(tmp_path_factory.mktemp("uninterrupted") / "home")
+    run.wait_for("STEP 1\n")
+    start = time.monotonic()
+    run.wait_for(f"STEP {STEPS}\n")
+    run.step_s = (time.monotonic() - start) / (STEPS - 1)
+    start = time.monotonic()
+    assert run.wait() == 0, run.output[-3000:]
+    run.evaluation_s = time.monotonic() - start
+    assert run.steps == list(range(1, STEPS + 1)) and run.resumed_from == 0
+    return run
+
+
+def assert_same_end(run, uninterrupted):
+    assert run.adapter_hash == uninterrupted.adapter_hash
+    mine, theirs = metrics_of(run.home), metrics_of(uninterrupted.home)
+    for name in ("validation_loss", "trained_steps", "trained_tokens"):
+        assert mine[name] == theirs[name], name
+    pd.testing.assert_frame_equal(losses_of(run.home), losses_of(uninterrupted.home))
+
+
+def resume_and_compare(killed, uninterrupted):
+    """Start again, to the end: the same adapter, and at most one save interval done twice."""
+    resumed = run_to_end(killed.home, scratch=killed.scratch)
+    assert_same_end(resumed, uninterrupted)
+    if "is finished: read from" not in resumed.output:
+        assert max(killed.steps, default=0) - resumed.resumed_from <= SAVE_EVERY
+    return resumed
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sigkill_at_a_random_moment_ends_in_the_same_adapter(tmp_path, uninterrupted, seed):
+    dice = random.Random(seed)
+    step = dice.randint(0, STEPS)  # after which step; 0 is before the first, the last is the evaluation
+    pause_s = dice.uniform(0, uninterrupted.evaluation_s if step == STEPS else 2 * uninterrupted.step_s)
+    run = Training(tmp_path / "home", scratch=tmp_path / "scratch" if seed % 2 else None)
+    run.wait_for(f"STEP {step}\n" if step else "Trainable:")
+    time.sleep(pause_s)
+    run.kill()
+    assert run.wait() in (-signal.SIGKILL, 0)  # 0: it was faster than expected and had ended
+    print(f"killed {pause_s:.2f} s after step {step}, step {max(run.steps, default=0)} done")
+    resume_and_compare(run, uninterrupted)
+
+
+@pytest.mark.parametrize("fault", fault_injection.SELF_KILLS, ids=lambda fault: fault.__name__)
+def test_sigkill_at_a_chosen_moment_ends_in_the_same_adapter(tmp_path, uninterrupted, fault):
+    run = Training(tmp_path / "home", scratch=tmp_path / "scratch", fault=fault)
+    assert run.wait() == -signal.SIGKILL
+    resume_and_compare(run, uninterrupted)
+
+
+def test_sigkill_again_and_again_still_ends_in_the_same_adapter(tmp_path, uninterrupted):
+    for step in (1, 3, 6, 7, 11, 15):
+        run = Training(tmp_path / "home", fault=functools.partial(fault_injection.at_step, step, fault_injection.die))
+        assert run.wait() == -signal.SIGKILL and run.steps[-1] == step
+    resume_and_compare(run, uninterrupted)
+
+
+def damage(checkpoint, kind):
+    path = max(checkpoint.glob("*.pt"), key=lambda file: file.stat().st_size)
+    if kind == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    elif kind == "flipped byte":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped byte", "missing"])
+def test_damaged_newest_checkpoint_is_skipped_with_the_reason(tmp_path, uninterrupted, kind):
+    run = Training(tmp_path / "home", fault=functools.partial(fault_injection.at_step, 7, fault_injection.die))
+    run.wait()
+    damage(checkpoint_dir(tmp_path / "home") / "checkpoint-6", kind)
+    resumed = run_to_end(run.home)
+    reason = {"truncated": "bytes, expected", "flipped byte": "does not match its SHA-256", "missing": "is missing"}[kind]
+    assert "Skipped" in resumed.output and f"checkpoint-6: optimizer.pt {'has' if kind == 'truncated' else ''}".strip() in resumed.output
+    assert reason in resumed.output and resumed.resumed_from == 4
+    assert_same_end(resumed, uninterrupted)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """An 8 MiB file system at tmp_path/small."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=True)
+    yield folder
+    while subprocess.run(["umount", str(folder)], capture_output=True).returncode == 0:
+        pass
+
+
+@needs_mount
+def test_full_disk_while_saving_is_explained_and_resumed(tmp_path, uninterrupted, small_disk):
+    run = Training(tmp_path / "home", scratch=small_disk, fault=functools.partial(fault_injection.fill_disk_at_step_3, small_disk))
+    assert run.wait() == 1
+    assert "CheckpointError: Saving a checkpoint" in run.output and "make room there and start again" in run.output
+    assert latest_valid(checkpoint_dir(small_disk))[0].name == "checkpoint-2"
+    refused = Training(tmp_path / "home", scratch=small_disk)
+    assert refused.wait() == 1 and "Too little disk" in refused.output and refused.steps == []
+    (small_disk / "filler").unlink()
+    resumed = run_to_end(run.home, scratch=small_disk)
+    assert resumed.resumed_from == 2
+    assert_same_end(resumed, uninterrupted)
+
+
+def test_file_size_limit_while_saving_is_explained_and_resumed(tmp_path, uninterrupted):
+    run = Training(tmp_path / "home", fault=fault_injection.limit_file_size_at_step_3)
+    assert run.wait() == 1
+    assert "CheckpointError: Saving a checkpoint" in run.output
+    resume_and_compare(run, uninterrupted)
+
+
+def lasting_mount(tmp_path, small_disk):
+    """HOME/checkpoints is on the small disk, as a Drive folder would be; the Trainer saves elsewhere."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "checkpoints").symlink_to(small_disk)
+    return home
+
+
+@needs_mount
+def test_full_drive_does_not_stop_training_and_is_reported_at_the_end(tmp_path, uninterrupted, small_disk):
+    home = lasting_mount(tmp_path, small_disk)
+    run = run_to_end(home, scratch=tmp_path / "scratch", fault=functools.partial(fault_injection.fill_disk_at_step_3, small_disk))
+    assert "WARNING: checkpoint-4 is not on" in run.output and f"lacks checkpoint-{STEPS}" in run.output
+    assert_same_end(run, uninterrupted)
+
+
+@needs_mount
+def test_read_only_drive_is_retried_until_it_takes_the_copy(tmp_path, uninterrupted, small_disk):
+    home = lasting_mount(tmp_path, small_disk)
+    commands = {3: ["mount", "-o", "remount,ro", str(small_disk)], 7: ["mount", "-o", "remount,rw", str(small_disk)]}
+    run = run_to_end(home, scratch=tmp_path / "scratch", fault=functools.partial(fault_injection.run_at_steps, commands))
+    assert "WARNING: checkpoint-4 is not on" in run.output and "WARNING: checkpoint-8" not in run.output
+    assert "NOT SAFE YET" not in run.output
+    assert verify(checkpoint_dir(home) / f"checkpoint-{STEPS}") == []
+    assert_same_end(run, uninterrupted)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_vanished_drive_does_not_stop_training(tmp_path, uninterrupted, comes_back):
+    home, away = tmp_path / "home", tmp_path / "away"
+    moves = {3: (home / "checkpoints", away)} | ({9: (away, home / "checkpoints")} if comes_back else {})
+    run = run_to_end(home, scratch=tmp_path / "scratch", fault=functools.partial(fault_injection.rename_at_steps, moves))
+    assert "WARNING: checkpoint-4 is not on" in run.output
+    assert ("NOT SAFE YET" in run.output) != comes_back
+    if comes_back:
+        assert verify(checkpoint_dir(home) / f"checkpoint-{STEPS}") == []
+    assert_same_end(run, uninterrupted)
+
+
+def test_sigterm_saves_stops_and_is_resumed(tmp_path, uninterrupted):
+    run = Training(tmp_path / "home")
+    run.wait_for("STEP 5")
+    run.kill(signal.SIGTERM)
+    assert run.wait() == 128 + signal.SIGTERM
+    resumed = resume_and_compare_sigterm(run, uninterrupted)
+    assert resumed.resumed_from == run.steps[-1], "SIGTERM loses no step"
+
+
+def resume_and_compare_sigterm(run, uninterrupted):
+    resumed = run_to_end(run.home)
+    assert resumed.adapter_hash == uninterrupted.adapter_hash
+    assert metrics_of(run.home)["validation_loss"] == metrics_of(uninterrupted.home)["validation_loss"]
+    return resumed
+
+
+def test_second_process_on_one_run_folder_is_refused(tmp_path, uninterrupted):
+    first = Training(tmp_path / "home")
+    first.wait_for("Trainable:")
+    second = Training(tmp_path / "home")
+    assert second.wait() == 1
+    assert "RunBusy: Another process works on" in second.output and str(first.process.pid) in second.output
+    assert first.wait() == 0, first.output[-3000:]
+    assert_same_end(first, uninterrupted)
+
+
+def test_process_that_was_killed_does_not_hold_the_lock(tmp_path, uninterrupted):
+    first = Training(tmp_path / "home")
+    first.wait_for("STEP 3")
+    first.kill()
+    second = Training(tmp_path / "home")  # at once
+    assert second.wait() == 0, second.output[-3000:]
+    assert_same_end(second, uninterrupted)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(tmp_path, uninterrupted):
+    run = run_to_end(tmp_path / "home", fault=fault_injection.run_out_of_memory)
+    assert "going on with 2 rows at a time; a step still has 4" in run.output
+    mine, theirs = metrics_of(run.home), metrics_of(uninterrupted.home)
+    assert mine["trained_tokens"] == theirs["trained_tokens"] and mine["trained_steps"] == theirs["trained_steps"]
+    assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=1e-4)
+
+
+def launch(home, processes=2):
+    """`accelerate launch` as the README gives it; the smoke profile at its own size, 4 steps."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1",
+               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "medqa_lib.training", EXPERIMENT]
+    variables = {**os.environ, "MEDQA_PROFILE": "smoke", "MEDQA_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240)
+
+
+def test_two_processes_equal_one_save_once_and_resume_from_one(tmp_path):
+    done = {}
+    for name, processes in (("one", 1), ("two", 2)):
+        done[name] = launch(tmp_path / name, processes=processes)
+        assert done[name].returncode == 0, done[name].stderr[-3000:]
+    one, two = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    assert (one["loss"] - two["loss"]).abs().max() <= 1e-4
+    assert list(one["tokens"]) == list(two["tokens"])
+    assert done["two"].stdout.count("Trainable:") == 1
+    last = checkpoint_dir(tmp_path / "two") / "checkpoint-4"
+    assert verify(last) == [] and {"rng_state_0.pth", "rng_state_1.pth"} <= set(json.loads((last / "manifest.json").read_text())["files"])
+
+    # Two processes go on from the checkpoint of one, at step 2.
+    shutil.copytree(checkpoint_dir(tmp_path / "one") / "checkpoint-2", checkpoint_dir(tmp_path / "mixed") / "checkpoint-2")
+    mixed = launch(tmp_path / "mixed")
+    assert mixed.returncode == 0, mixed.stderr[-3000:]
+    assert mixed.stdout.count("Resuming from") == 1 and "checkpoint-2" in mixed.stdout
+    assert (one["loss"] - losses_of(tmp_path / "mixed")["loss"]).abs().max() <= 1e-4

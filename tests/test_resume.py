@@ -1,0 +1,152 @@
+"""Interrupted and resumed equals never interrupted; a poisoned checkpoint runs no code; memory that runs out changes no result."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+
+from medqa_lib.checkpoint_session import CheckpointSession
+from medqa_lib.checkpoints import ResumeRefused, latest_valid, write_manifest
+from medqa_lib.config import PROFILES, LoraSettings, get_experiment
+from medqa_lib.evaluation import data_hashes
+from medqa_lib.results import run_identity
+from medqa_lib.training import AnswerTrainer, train_adapter
+
+SMOKE = dataclasses.replace(PROFILES["smoke"], step_divisor=50)  # exp_004: 8 steps, saved every 2
+
+
+@pytest.fixture(scope="module")
+def splits():
+    """Made-up pairs of several lengths; 14 rows in batches of 4, so the data is passed through more than once."""
+    def pairs(n, first=0):
+        rows = [(f"What is disease {i}?", f"Disease {i} is an illness. " + "It passes. " * (i % 5 + 1)) for i in range(first, first + n)]
+        return Dataset.from_dict({"question": [q for q, _ in rows], "answer": [a for _, a in rows], "source": ["medquad"] * n,
+                                  "group": [str(i) for i in range(first, first + n)], "choices": [""] * n, "focus_area": [""] * n})
+
+    return DatasetDict(train=pairs(14), validation=pairs(4, 100), test=pairs(4, 200))
+
+
+def train(splits, folder, **changes):
+    """What run_experiment does before it evaluates."""
+    experiment = dataclasses.replace(SMOKE.scale(get_experiment("exp_004")), **changes)
+    with CheckpointSession(folder, folder, run_identity(experiment, SMOKE, data_hashes(splits))) as session:
+        losses, numbers = train_adapter(experiment, splits, SMOKE, session, folder / "adapter")
+    adapter = hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
+    return SimpleNamespace(losses=losses, adapter=adapter, tokens=numbers["trained_tokens"], steps=numbers["trained_steps"])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(splits, tmp_path_factory):
+    return train(splits, tmp_path_factory.mktemp("uninterrupted"))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(monkeypatch, step, learning_rates=None):
+    """Raise after `step`; collect (step, learning rate) on the way."""
+    original = CheckpointSession.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if learning_rates is not None:
+            learning_rates.append((state.global_step, kwargs["lr_scheduler"].get_last_lr()[0]))
+        if state.global_step == step:
+            raise Interrupted
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(CheckpointSession, "on_step_end", on_step_end)
+
+
+def record_batches(monkeypatch, seen):
+    original = AnswerTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        seen.append((self.state.global_step, hashlib.sha256(inputs["input_ids"].numpy().tobytes()).hexdigest()))
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(AnswerTrainer, "compute_loss", compute_loss)
+
+
+def test_train_adapter_resumed_equals_uninterrupted_bit_for_bit(splits, uninterrupted, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, 5)
+        train(splits, tmp_path)
+    seen, learning_rates = [], []
+    with monkeypatch.context() as patch:
+        record_batches(patch, seen)
+        interrupt_after(patch, None, learning_rates)
+        resumed = train(splits, tmp_path)
+    assert [step for step, _ in learning_rates] == [5, 6, 7, 8], "goes on from checkpoint-4"
+    assert len(seen) == len(set(seen)) == 4
+    assert resumed.adapter == uninterrupted.adapter and resumed.tokens == uninterrupted.tokens
+    pd.testing.assert_frame_equal(resumed.losses, uninterrupted.losses)  # loss, learning rate and tokens at each logged step
+
+
+def test_train_adapter_does_not_train_a_finished_run_again(splits, uninterrupted, tmp_path, monkeypatch):
+    first, seen = train(splits, tmp_path), []
+    record_batches(monkeypatch, seen)
+    again = train(splits, tmp_path)
+    assert seen == [] and again.steps == first.steps == 8
+    assert again.adapter == first.adapter == uninterrupted.adapter
+    pd.testing.assert_frame_equal(again.losses, first.losses)
+
+
+def test_train_adapter_refuses_checkpoints_of_another_recipe_or_data_set(splits, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, 3)
+        train(splits, tmp_path)
+    with pytest.raises(ResumeRefused, match="experiment.learning_rate: checkpoint 0.0002, this run 0.0001"):
+        train(splits, tmp_path, learning_rate=1e-4)
+    with pytest.raises(ResumeRefused, match="data.train: checkpoint"):
+        train(DatasetDict({**splits, "train": splits["train"].select(range(13))}), tmp_path)
+
+
+class Poison:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("name", ["rng_state.pth", "optimizer.pt", "scheduler.pt"])
+def test_resume_never_executes_what_a_checkpoint_holds(splits, tmp_path, monkeypatch, name):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, 3)
+        train(splits, tmp_path)
+    checkpoint, _ = latest_valid(tmp_path)
+    identity = json.loads((checkpoint / "manifest.json").read_text())["identity"]
+    torch.save(Poison(tmp_path / "executed"), checkpoint / name)
+    write_manifest(checkpoint, identity)  # whoever poisons a checkpoint can write its manifest too
+    with pytest.raises(Exception, match="Weights only load failed"):
+        train(splits, tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(splits, tmp_path, monkeypatch, capsys):
+    no_dropout = LoraSettings(dropout=0.0)  # its masks are drawn a micro-batch at a time
+    expected = train(splits, tmp_path / "enough", lora=no_dropout)
+    original = AnswerTrainer.compute_loss
+    rows = []
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        rows.append((self.state.global_step, len(inputs["input_ids"])))
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(AnswerTrainer, "compute_loss", compute_loss)
+    run = train(splits, tmp_path / "little", lora=no_dropout)
+    assert "going on with 2 rows at a time; a step still has 4" in capsys.readouterr().out
+    assert sum(n for step, n in rows if step == 0) == 4
+    assert run.tokens == expected.tokens
+    assert list(run.losses["loss"]) == pytest.approx(list(expected.losses["loss"]), abs=1e-5)
