@@ -59,12 +59,14 @@ def compare_runs(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics:
 def compare_many(base_scores: pd.DataFrame, runs: dict[str, pd.DataFrame], metrics: Sequence[str] | None = None,
                  n_resamples: int = 10_000, seed: int = 42) -> pd.DataFrame:
     """`compare_runs` for several runs, with a column `run` in front and Holm's correction over all metrics of all runs."""
-    tables = []
-    for name, scores in runs.items():
-        table = compare_runs(base_scores, scores, metrics, n_resamples, seed)
-        table.insert(0, "run", name)
-        tables.append(table)
-    return _correct_holm(pd.concat(tables, ignore_index=True))
+    return _compare_all("run", {name: (base_scores, scores) for name, scores in runs.items()}, metrics, n_resamples, seed)
+
+
+def compare_pairs(runs: dict[str, pd.DataFrame], pairs: Sequence[tuple[str, str]], metrics: Sequence[str] | None = None,
+                  n_resamples: int = 10_000, seed: int = 42) -> pd.DataFrame:
+    """`compare_runs` of the second run of each pair against the first; a column `pair` in front, Holm over all. `base` is the first."""
+    named = {f"{first} -> {second}": (runs[first], runs[second]) for first, second in pairs}
+    return _compare_all("pair", named, metrics, n_resamples, seed)
 
 
 def compare_slices(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics: Sequence[str] | None = None,
@@ -72,15 +74,10 @@ def compare_slices(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metric
     """`compare_runs` within each source and each length of the reference answer; a column `slice` in front, Holm over all."""
     tuned_scores = _align_questions(base_scores, tuned_scores)
     lengths = pd.cut(base_scores["reference_words"], LENGTH_EDGES, right=False, labels=LENGTH_LABELS)
-    slices = [(name, base_scores["source"] == name) for name in sorted(base_scores["source"].unique())]
-    slices += [(name, lengths == name) for name in LENGTH_LABELS]
-    tables = []
-    for name, rows in slices:
-        if rows.any():
-            table = compare_runs(base_scores[rows.to_numpy()], tuned_scores[rows.to_numpy()], metrics, n_resamples, seed)
-            table.insert(0, "slice", name)
-            tables.append(table)
-    return _correct_holm(pd.concat(tables, ignore_index=True))
+    masks = {name: base_scores["source"] == name for name in sorted(base_scores["source"].unique())}
+    masks |= {name: lengths == name for name in LENGTH_LABELS}
+    named = {name: (base_scores[mask.to_numpy()], tuned_scores[mask.to_numpy()]) for name, mask in masks.items() if mask.any()}
+    return _compare_all("slice", named, metrics, n_resamples, seed)
 
 
 def adjust_holm(p_values: Sequence[float]) -> np.ndarray:
@@ -96,6 +93,19 @@ def adjust_holm(p_values: Sequence[float]) -> np.ndarray:
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * factors))
     return adjusted
+
+
+def _compare_all(column: str, named: dict[str, tuple[pd.DataFrame, pd.DataFrame]], metrics: Sequence[str] | None,
+                 n_resamples: int, seed: int) -> pd.DataFrame:
+    """The tables of several comparisons in one, their names in `column`, corrected together."""
+    tables = []
+    for name, (base, tuned) in named.items():
+        table = compare_runs(base, tuned, metrics, n_resamples, seed)
+        table.insert(0, column, name)
+        tables.append(table)
+    if not tables:
+        raise ValueError("There is nothing to compare: give at least one run beside the base.")
+    return _correct_holm(pd.concat(tables, ignore_index=True))
 
 
 def _align_questions(base: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:

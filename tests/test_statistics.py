@@ -197,6 +197,21 @@ def test_compare_many_corrects_over_all_runs():
     assert (table["p_holm"][:2].to_numpy() > single["p_holm"].to_numpy()).any()
 
 
+def test_compare_pairs_measures_the_second_against_the_first():
+    base, first, second = make_runs(np.random.default_rng(8), 60, ["rouge1"], [0, 0.3, 0.9])
+    table = statistics.compare_pairs({"base": base, "a": first, "b": second}, [("a", "b"), ("b", "a")], n_resamples=2000)
+    assert list(table["pair"]) == ["a -> b", "b -> a"]
+    assert table["delta"].tolist() == pytest.approx([0.6, -0.6], abs=0.35)
+    assert table["base"][0] == pytest.approx(first["rouge1"].mean())
+    assert list(table["verdict"]) == ["better", "worse"]
+    np.testing.assert_allclose(table["p_holm"], statistics.adjust_holm(table["p"]))
+
+
+def test_compare_many_rejects_no_runs():
+    with pytest.raises(ValueError, match="nothing to compare"):
+        statistics.compare_many(make_frame({"rouge1": np.zeros(4)}), {})
+
+
 def test_compare_slices_by_source_and_length():
     rng = np.random.default_rng(4)
     base = make_frame({"rouge1": rng.random(60)}).assign(source=["medquad"] * 40 + ["afrimedqa"] * 20,
