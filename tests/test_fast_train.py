@@ -1,0 +1,178 @@
+"""The fast path against transformers and PEFT, in float32 on the CPU: Triton's interpreter runs the kernels."""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+from peft import LoraConfig, get_peft_model  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+from medqa_lib import fast_train, planning  # noqa: E402
+from medqa_lib.planning import FlatCollator  # noqa: E402
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def make_model(targets=ALL_LINEAR, dropout=0.0, rslora=False, **options):
+    """A random two-layer Llama with grouped queries and a LoRA adapter whose B is not zero, so that A gets gradients too."""
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
+                         head_dim=16, vocab_size=61, tie_word_embeddings=True, initializer_range=0.2, attn_implementation="eager")
+    model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, lora_alpha=6, lora_dropout=dropout, target_modules=list(targets),
+                                                                use_rslora=rslora, task_type="CAUSAL_LM", **options))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+        if "norm" in name:
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
+    return model
+
+
+def make_examples(lengths=(4, 12, 7), prompt=2):
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(3, 61, (n,), generator=generator).tolist() for n in lengths]
+    return [{"input_ids": row, "labels": [-100] * prompt + row[prompt:]} for row in rows]
+
+
+def attend_on_cpu(layer, qkv, batch):
+    """Stands in for the flash kernel, which the CPU has not."""
+    inputs = [part.detach().requires_grad_() for part in layer.split(qkv)]
+    with torch.enable_grad():
+        documents = zip(batch.starts[:-1].tolist(), batch.starts[1:].tolist(), strict=True)
+        out = torch.cat([torch.nn.functional.scaled_dot_product_attention(
+            *(part[start:end].transpose(0, 1)[None] for part in inputs), is_causal=True, scale=layer.scaling, enable_gqa=True,
+        )[0].transpose(0, 1) for start, end in documents])
+    layer.tape = (inputs, out)
+    return out.detach().contiguous(), *[torch.zeros(1)] * 3
+
+
+def attend_backward_on_cpu(layer, grad, *_):
+    return torch.autograd.grad(layer.tape[1], layer.tape[0], grad)
+
+
+@pytest.fixture
+def cpu_attention(monkeypatch):
+    monkeypatch.setattr(fast_train.DecoderLayer, "attend", attend_on_cpu)
+    monkeypatch.setattr(fast_train.DecoderLayer, "attend_backward", attend_backward_on_cpu)
+
+
+def loss_and_gradients(model, batch):
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def padded(examples):
+    width = max(len(example["input_ids"]) for example in examples)
+    return {key: torch.tensor([example[source] + [fill] * (width - len(example[source])) for example in examples])
+            for key, source, fill in (("input_ids", "input_ids", 0), ("labels", "labels", -100))}
+
+
+@needs_triton
+@pytest.mark.parametrize(("options", "keep_weights"), [({}, True), ({"targets": ("q_proj", "v_proj")}, False),
+                                                        ({"targets": ("down_proj", "up_proj"), "rslora": True}, True)])
+def test_fast_forward_equals_transformers_and_peft(options, keep_weights, cpu_attention):
+    model, examples = make_model(**options), make_examples()
+    expected_loss, expected = loss_and_gradients(model, padded(examples))
+    fast_train.install_fast_layers(model, keep_weights)
+    loss, gradients = loss_and_gradients(model, FlatCollator()(examples))
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+class FixedDropout(torch.nn.Module):
+    """Dropout with the mask that the kernels draw, computed here in 64-bit integers."""
+
+    def __init__(self, seed, multiplier, p):
+        super().__init__()
+        self.seed, self.multiplier, self.p = seed, multiplier, p
+
+    def forward(self, x):
+        bits = torch.arange(x.numel()).view(x.shape)
+        bits = (bits ^ (bits >> 16)) * 0x7FEB352D & 0xFFFFFFFF
+        bits = bits ^ (bits >> 15) ^ self.seed
+        bits = (bits ^ (bits >> 17)) * 0x846CA68B & 0xFFFFFFFF
+        bits = (bits ^ (bits >> 16)) * self.multiplier & 0xFFFFFFFF
+        return x * (bits >= round(self.p * 2**32)) / (1 - self.p)
+
+
+def fix_dropout(model, p):
+    """Give every adapter the mask that the next fast forward pass will give it."""
+    state = torch.get_rng_state()
+    layers = model.get_base_model().model.layers
+    seeds = torch.randint(2**31, (len(layers), 4)).tolist()
+    torch.set_rng_state(state)
+    multipliers = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
+    for layer, layer_seeds in zip(layers, seeds, strict=True):
+        attention, mlp = layer.self_attn, layer.mlp
+        groups = ((attention.q_proj, attention.k_proj, attention.v_proj), (attention.o_proj,), (mlp.gate_proj, mlp.up_proj),
+                  (mlp.down_proj,))
+        for group, seed in zip(groups, layer_seeds, strict=True):
+            for module, multiplier in zip(group, multipliers, strict=False):
+                module.lora_dropout["default"] = FixedDropout(seed, multiplier, p)
+
+
+@needs_triton
+def test_fast_forward_draws_one_mask_an_adapter_and_repeats_it_backward(cpu_attention):
+    p = 0.3
+    model, batch = make_model(dropout=p), FlatCollator()(make_examples(lengths=(11,)))
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    fast_train.install_fast_layers(model)
+    loss, gradients = loss_and_gradients(model, batch)
+    fast_train.remove_fast_layers(model)
+    torch.set_rng_state(state)
+    fix_dropout(model, p)
+    expected_loss, expected = loss_and_gradients(model, {key: batch[key] for key in ("input_ids", "labels")})
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_dropout_masks_are_independent_bernoulli_draws():
+    p, size = 0.05, (400, 576)
+    dropped = [FixedDropout(seed, multiplier, p)(torch.ones(size)) == 0
+               for seed in (11, 2**30 + 5) for multiplier in (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)]
+    cells = size[0] * size[1]
+    for i, mask in enumerate(dropped):
+        assert abs(mask.float().mean() - p) < 5 * (p / cells) ** 0.5
+        for neighbour in (mask[1:] & mask[:-1], mask[:, 1:] & mask[:, :-1], *(mask & other for other in dropped[:i])):
+            assert abs(neighbour.float().mean() - p**2) < 5 * p / cells**0.5
+
+
+@needs_triton
+def test_fast_forward_without_training_drops_nothing_and_leaves_other_calls_alone(cpu_attention):
+    model, examples = make_model(dropout=0.5).eval(), make_examples()
+    with torch.no_grad():
+        expected = model(**padded(examples)).loss.item()
+        fast_train.install_fast_layers(model)
+        assert model(**FlatCollator()(examples)).loss.item() == pytest.approx(expected, abs=1e-5)
+        assert model(**padded(examples)).loss.item() == expected
+        assert model(**FlatCollator()(examples), num_items_in_batch=torch.tensor(1)).loss.item() == pytest.approx(
+            expected * sum(len(example["input_ids"]) - 2 for example in examples), rel=1e-5)
+
+
+def test_flat_collator_marks_documents_and_answers():
+    batch = FlatCollator()([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
+    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5] and batch["cu_seq_lens_q"].dtype == torch.int32
+    assert batch["max_length_q"] == 3
+    assert batch["answer_index"].tolist() == [0, 1, 3] and batch["answer_targets"].tolist() == [6, 7, 9]
+
+
+@needs_triton
+@pytest.mark.parametrize(("options", "supported"), [({}, True), ({"use_dora": True}, False), ({"lora_bias": True}, False),
+                                                    ({"rank_pattern": {"q_proj": 2}}, False), ({"modules_to_save": ["lm_head"]}, False)])
+def test_supports_architecture_refuses_what_it_would_compute_wrongly(options, supported):
+    assert planning.supports_architecture(make_model(**options))[0] is supported
