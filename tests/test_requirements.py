@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 COLAB = {**default_environment(), "python_version": "3.13", "python_full_version": "3.13.15", "sys_platform": "linux",
          "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
-IMPORT_NAMES = {"yaml": "pyyaml"}
+IMPORT_NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 # Imported where it is there, and done without where it is not.
 OPTIONAL = {"triton": "comes with torch for CUDA", "xllamacpp": "checks an exported GGUF file in llama.cpp itself"}
 # Needed, but never imported by us: who needs it.
