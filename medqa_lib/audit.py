@@ -111,7 +111,7 @@ def _score_offsets(model, examples: list[dict], collator) -> tuple[dict[int, flo
             output = model(**batch, use_cache=False)
             whole = output.logits is not None and output.logits.shape[:-1] == batch["input_ids"].shape
             logits = output.logits if whole else forward_logits(model, batch)  # (B, T, V)
-            shifts = _does_model_shift(float(output.loss), batch, logits)
+            shifts = _does_model_shift(output.loss, batch, logits)
             targets = loss_targets(batch, shifts)
             row, position = _inner_positions(targets, _spans(batch, part))
             for offset in OFFSETS:  # a target taken from t + k is best predicted at position t + k - 1
@@ -123,16 +123,16 @@ def _score_offsets(model, examples: list[dict], collator) -> tuple[dict[int, flo
     return {offset: total / count for offset, total in sums.items()}, shifts
 
 
-def _does_model_shift(loss: float, batch: dict, logits: torch.Tensor) -> bool:
+def _does_model_shift(loss: torch.Tensor, batch: dict, logits: torch.Tensor) -> bool:
     """True if the model's own loss is the cross-entropy over shifted `labels`, False if over `labels` as they are."""
     expected = {}
     for shifts in (True, False):
         targets = loss_targets(batch, shifts)
         expected[shifts] = float(cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX))
-        if abs(loss - expected[shifts]) <= loss_tolerance(logits.dtype):
+        if abs(float(loss) - expected[shifts]) <= loss_tolerance(logits.dtype):
             return shifts
-    raise ValueError(f"The model's loss on a batch is {loss:.5f}; the cross-entropy over its labels is {expected[True]:.5f} if they are "
-                     f"shifted inside and {expected[False]:.5f} if not. The loss is computed from something else.")
+    raise ValueError(f"The model's loss on a batch is {float(loss):.5f}; the cross-entropy over its labels is {expected[True]:.5f} if they "
+                     f"are shifted inside and {expected[False]:.5f} if not. The loss is computed from something else.")
 
 
 def _count_targets(tokenizer, examples: list[dict], collator, shifts_labels: bool) -> dict:
