@@ -198,3 +198,43 @@ def _finish(figure: Figure, caption: str) -> Figure:
     figure.supxlabel(caption, fontsize=8.5, color="#333333", x=0.01, ha="left")
     plt.close(figure)
     return figure
+
+
+def plot_funnel(funnel: pd.DataFrame) -> Figure:
+    """Rows left after each cleaning step that removes any, and how many it removed.
+
+    Args:
+        funnel: step, rows, removed; one row a step in order, the raw rows first.
+    """
+    rows = funnel[(funnel["removed"] > 0) | (funnel.index == funnel.index[0])]
+    with plt.rc_context(STYLE | {"axes.grid.axis": "x"}):
+        figure, panel = plt.subplots(figsize=(9, 1.2 + 0.32 * len(rows)))
+        places = range(len(rows))
+        panel.barh(places, rows["rows"], color=BLUE, height=0.7)
+        panel.barh(places, rows["removed"], left=rows["rows"], color=ORANGE, height=0.7)
+        for place, row in zip(places, rows.itertuples(), strict=True):
+            panel.annotate(f"{row.rows:,}" + (f"  (-{row.removed:,})" if row.removed else ""), (row.rows + row.removed, place),
+                           xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+        panel.set_yticks(places, rows["step"])
+        panel.invert_yaxis()
+        panel.set(xlabel="Rows", xlim=(0, 1.18 * rows["rows"].max()))
+        return _finish(figure, "Blue: rows left after the step; orange: rows that it removed. Steps that only change rows are not drawn.")
+
+
+def plot_lengths(lengths: pd.DataFrame, limit_tokens: int) -> Figure:
+    """Histogram of example lengths, a panel a source, with the length at which training cuts.
+
+    Args:
+        lengths: source and tokens (prompt, answer and end mark), one row a pair.
+    """
+    sources = list(dict.fromkeys(lengths["source"]))
+    bins = np.geomspace(max(1, lengths["tokens"].min()), lengths["tokens"].max() + 1, 41)
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, len(sources), figsize=(9, 3.4), sharex=True, squeeze=False)
+        for panel, source in zip(panels[0], sources, strict=True):
+            tokens = lengths.loc[lengths["source"] == source, "tokens"]
+            panel.hist(tokens, bins=bins, color=BLUE)
+            panel.axvline(limit_tokens, color=VERMILION, linestyle="--")
+            panel.set(xscale="log", xlabel="Tokens (log scale)", ylabel="Pairs")
+            panel.set_title(f"{source}: {len(tokens):,} pairs, median {tokens.median():.0f}, {(tokens > limit_tokens).mean():.1%} longer")
+        return _finish(figure, f"Prompt, answer and end mark together. Dashed: the limit of {limit_tokens} tokens in training.")

@@ -89,7 +89,9 @@ def near_duplicates(answers: list[str]) -> tuple[np.ndarray, np.ndarray]:
     places = (answer_of[in_prefix], shingles.indices[in_prefix])
     prefixes = sparse.csr_matrix((np.ones(len(places[0]), np.int32), places), shape=shingles.shape)
     i, j = sparse.triu(prefixes @ prefixes.T, k=1).nonzero()
-    shared = np.asarray(shingles[i].multiply(shingles[j]).sum(axis=1)).ravel()
+    shared = np.zeros(len(i), np.int64)
+    for some in np.array_split(np.arange(len(i)), len(i) // 20_000 + 1):  # uncleaned data has millions of candidates
+        shared[some] = np.asarray(shingles[i[some]].multiply(shingles[j[some]]).sum(axis=1)).ravel()
     similar = 5 * shared >= 4 * (sizes[i] + sizes[j] - shared)
     return i[similar], j[similar]
 

@@ -114,3 +114,20 @@ def test_figures_have_opaque_white_pages_and_labelled_axes():
         assert same_color(figure.get_facecolor(), "white")
         assert all(panel.get_xlabel() for panel in visible_panels(figure))
         assert caption(figure)
+
+
+def test_plot_funnel_draws_steps_that_remove_rows():
+    funnel = pd.DataFrame({"step": ["raw rows", "clean", "empty"], "rows": [2000, 2000, 1500], "removed": [0, 0, 500], "changed": [0, 9, 0]})
+    [panel] = plots.plot_funnel(funnel).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["raw rows", "empty"]
+    assert [bar.get_width() for bar in panel.patches] == [2000, 1500, 0, 500]
+    assert [text.get_text() for text in panel.texts] == ["2,000", "1,500  (-500)"]
+
+
+def test_plot_lengths_counts_all_pairs_and_those_beyond_the_limit():
+    lengths = pd.DataFrame({"source": ["medquad"] * 4 + ["afrimedqa"], "tokens": [10, 96, 97, 900, 20]})
+    figure = plots.plot_lengths(lengths, 96)
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles == ["medquad: 4 pairs, median 96, 50.0% longer", "afrimedqa: 1 pairs, median 20, 0.0% longer"]
+    assert [sum(bar.get_height() for bar in panel.patches) for panel in figure.axes] == [4, 1]
+    assert all(panel.get_xlabel() and panel.get_ylabel() for panel in figure.axes)
