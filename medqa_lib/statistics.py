@@ -25,8 +25,8 @@ def compare_runs(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics:
 
     The interval is the percentile interval of the paired difference, its levels expanded for a small number of groups
     as a t interval is (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). p is two-sided and inverts that
-    interval: twice the share of resamples on the other side of 0, so it is below 0.05 where the interval leaves 0 out.
-    The observed data count as one resample, so p is never 0; with 10,000 resamples the least is about 0.0002.
+    interval: twice the share of resamples on the other side of 0, so it is below 0.05 where the interval leaves 0 out. If
+    no resample is there, their standard deviation tells how far off 0 is. p is at least 2 / (n_resamples + 1), never 0.
     `percent_change` is 100 * delta / |base| and has an interval of its own.
 
     Args:
@@ -166,8 +166,11 @@ def _judge(base: np.ndarray, tuned: np.ndarray, groups: float) -> dict[str, floa
     level = norm.cdf(expansion * t.ppf(ALPHA / 2, groups - 1))
     found["ci_low"], found["ci_high"] = np.quantile(delta[1:], [level, 1 - level])
     found["percent_low"], found["percent_high"] = np.quantile(percent[1:], [level, 1 - level])
-    tail = (1 + min((delta[1:] <= 0).sum(), (delta[1:] >= 0).sum())) / len(delta)
-    return found | {"p": min(1.0, 2 * t.cdf(norm.ppf(tail) / expansion, groups - 1))}
+    beyond = min((delta[1:] <= 0).sum(), (delta[1:] >= 0).sum())
+    score = norm.ppf((1 + beyond) / len(delta))
+    if beyond == 0:  # past what resampling can resolve: the tail of a normal curve with the resamples' spread
+        score = min(score, -abs(delta[0]) / max(delta[1:].std(), 1e-12))
+    return found | {"p": np.clip(2 * t.cdf(score / expansion, groups - 1), 2 / len(delta), 1)}
 
 
 def _correct_holm(table: pd.DataFrame) -> pd.DataFrame:

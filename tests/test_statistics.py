@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import norm, t
+from scipy.stats import norm, t, ttest_1samp
 
 from medqa_lib import statistics
 from medqa_lib.metrics import METRICS, summarize_scores
@@ -119,9 +119,15 @@ def test_compare_runs_p_agrees_with_interval():
 def test_compare_runs_p_is_never_zero():
     base = make_frame({"rouge1": np.full(60, 0.1)})
     row = statistics.compare_runs(base, make_frame({"rouge1": np.full(60, 0.9)}), n_resamples=999).iloc[0]
-    expansion = np.sqrt(60 / 59)
-    assert row["p"] == pytest.approx(2 * t.cdf(norm.ppf(1 / 1000) / expansion, 59))
-    assert 0.001 < row["p"] < 0.01
+    assert row["p"] == pytest.approx(2 / 1000)
+
+
+def test_compare_runs_p_of_few_groups_is_that_of_a_t_test_past_the_resamples():
+    gains = np.array([0.05, 0.1, 0.2, 0.3, 0.3, 0.5, 0.6, 0.7])  # none below 0, so no resample is
+    base = make_frame({"rouge1": np.zeros(8)})
+    row = statistics.compare_runs(base, base.assign(rouge1=gains)).iloc[0]
+    assert row["p"] == pytest.approx(ttest_1samp(gains, 0).pvalue, rel=0.1)
+    assert row["p"] > 20 / 10_001
 
 
 def test_compare_runs_identical_runs_are_no_difference():
