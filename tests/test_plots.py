@@ -117,7 +117,7 @@ def test_figures_have_opaque_white_pages_and_labelled_axes():
 
 
 def test_plot_funnel_draws_steps_that_remove_rows():
-    funnel = pd.DataFrame({"step": ["raw rows", "clean", "empty"], "rows": [2000, 2000, 1500], "removed": [0, 0, 500], "changed": [0, 9, 0]})
+    funnel = pd.DataFrame({"step": ["raw rows", "clean", "empty"], "rows": [2000, 2000, 1500], "removed": [0, 0, 500]})
     [panel] = plots.plot_funnel(funnel).axes
     assert [label.get_text() for label in panel.get_yticklabels()] == ["raw rows", "empty"]
     assert [bar.get_width() for bar in panel.patches] == [2000, 1500, 0, 500]
