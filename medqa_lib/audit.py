@@ -45,7 +45,7 @@ def audit_alignment(model, tokenizer, examples, collator=None, rows: int = 256, 
     """
     collator = collator or PaddingCollator(tokenizer)
     chosen = _spread(examples, rows)
-    nll, shifts_labels = _score_offsets(model, _spread(chosen, scored_rows), collator)
+    nll, shifts_labels = _score_offsets(model, _spread(chosen, scored_rows), collator, tokenizer.eos_token_id)
     report = _count_targets(tokenizer, chosen, collator, shifts_labels)
     best, second = sorted(nll.values())[:2]
     chance = math.log(model.config.vocab_size)
@@ -77,8 +77,11 @@ def _batches(examples: list[dict], collator, size: int):
         yield part, collator([{name: example[name] for name in ("input_ids", "labels")} for example in part])
 
 
-def _spans(batch: dict, examples: list[dict]) -> list[tuple[int, int, int]]:
-    """(row, start, stop) of each example in the batch: a row of its own, or one after the other in one flattened row."""
+def _spans(batch: dict, examples: list[dict], eos_token_id: int) -> list[tuple[int, int, int]]:
+    """(row, start, stop) of each example in the batch: a row of its own, or one after the other in one flattened row.
+
+    An example ends at its EOS, if it has one; what a row holds behind that is padding.
+    """
     spans, start = [], 0
     padded = len(batch["input_ids"]) == len(examples)
     for row, example in enumerate(examples):
@@ -86,7 +89,7 @@ def _spans(batch: dict, examples: list[dict]) -> list[tuple[int, int, int]]:
         row, start = (row, 0) if padded else (0, start)
         if batch["input_ids"][row, start:start + len(ids)].tolist() != ids:
             raise ValueError("The collator changed the input ids or their order; the audit expects padded rows or one flattened row.")
-        spans.append((row, start, start + len(ids)))
+        spans.append((row, start, start + (ids.index(eos_token_id) + 1 if eos_token_id in ids else len(ids))))
         start += len(ids)
     return spans
 
@@ -100,7 +103,7 @@ def _inner_positions(targets: torch.Tensor, spans: list[tuple[int, int, int]]) -
 
 
 @torch.no_grad()
-def _score_offsets(model, examples: list[dict], collator) -> tuple[dict[int, float], bool]:
+def _score_offsets(model, examples: list[dict], collator, eos_token_id: int) -> tuple[dict[int, float], bool]:
     """Mean negative log-likelihood of the targets at each offset, and whether the model shifts `labels` itself."""
     sums, count, shifts = dict.fromkeys(OFFSETS, 0.0), 0, True
     training = model.training
@@ -113,7 +116,7 @@ def _score_offsets(model, examples: list[dict], collator) -> tuple[dict[int, flo
             logits = output.logits if whole else forward_logits(model, batch)  # (B, T, V)
             shifts = _does_model_shift(output.loss, batch, logits)
             targets = loss_targets(batch, shifts)
-            row, position = _inner_positions(targets, _spans(batch, part))
+            row, position = _inner_positions(targets, _spans(batch, part, eos_token_id))
             for offset in OFFSETS:  # a target taken from t + k is best predicted at position t + k - 1
                 sums[offset] += float(cross_entropy(logits[row, position + offset - 1].float(), targets[row, position], reduction="sum"))
             count += len(row)
@@ -137,7 +140,8 @@ def _does_model_shift(loss: torch.Tensor, batch: dict, logits: torch.Tensor) -> 
 
 def _count_targets(tokenizer, examples: list[dict], collator, shifts_labels: bool) -> dict:
     """The offset at which targets equal input ids, and which tokens are targets at all."""
-    batches = [(batch, part, _spans(batch, part), loss_targets(batch, shifts_labels)) for part, batch in _batches(examples, collator, 32)]
+    batches = [(batch, part, _spans(batch, part, tokenizer.eos_token_id), loss_targets(batch, shifts_labels))
+               for part, batch in _batches(examples, collator, 32)]
     matches, judged = dict.fromkeys(OFFSETS, 0), 0
     for batch, _, spans, targets in batches:
         row, position = _inner_positions(targets, spans)
@@ -165,7 +169,7 @@ def _count_supervised(tokenizer, batches: list[tuple], offset: int) -> dict[str,
         for example, (row, start, stop) in zip(examples, spans, strict=True):
             padding[row, start:stop] = False
             answer = start + _prompt_length(example["input_ids"], marker)
-            has_eos = example["input_ids"][-1] == tokenizer.eos_token_id
+            has_eos = tokenizer.eos_token_id in example["input_ids"]
             areas = {"prompt": slice(start + 1, answer), "answer": slice(answer, stop - has_eos), "all": slice(start, stop)}
             for name, area in areas.items():
                 counts[name][0] += int(supervised[row, area].sum())

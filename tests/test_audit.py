@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.nn.functional import one_hot, pad
 from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from medqa_lib.audit import audit_alignment, require_policy
 from medqa_lib.config import POLICIES
-from medqa_lib.labels import IGNORE_INDEX, PaddingCollator, encode_example
+from medqa_lib.labels import IGNORE_INDEX, PaddingCollator, encode_example, pad_supervised
 from medqa_lib.loss_check import check_loss, check_trainer_loss, loss_targets
 from medqa_lib.planning import FlatCollator
 
@@ -144,6 +145,13 @@ def test_audit_reads_flattened_batches(llama_like, policy, collator):
     assert audit_alignment(Oracle(), llama_like, encode(llama_like, policy), collator)["policy"] == policy
 
 
+def test_audit_sees_padding_that_is_part_of_the_rows(llama_like):
+    rows = pad_supervised(Dataset.from_list(encode(llama_like)), 64, eos_token_id=2)
+    report = audit_alignment(Oracle(), llama_like, rows, FlatCollator())
+    assert report["policy"] == "padding_supervised"
+    assert report["eos_supervised_share"] == 1
+
+
 @pytest.mark.parametrize("policy", ["aligned", "preshifted"])
 def test_audit_of_a_random_model_says_that_likelihood_cannot_tell(llama_like, policy):
     report = audit_alignment(tiny_llama(), llama_like, encode(llama_like, policy))
@@ -226,9 +234,10 @@ BATCHINGS = {
 }
 
 
+@pytest.mark.parametrize("policy", ["aligned", "preshifted", "full_sequence"])
 @pytest.mark.parametrize("batching", BATCHINGS)
-def test_check_loss_accepts_the_models_loss_in_every_batching(llama_like, batching):
-    model, batch = tiny_llama(), BATCHINGS[batching](llama_like)(encode(llama_like))
+def test_check_loss_accepts_the_models_loss_in_every_batching(llama_like, batching, policy):
+    model, batch = tiny_llama(), BATCHINGS[batching](llama_like)(encode(llama_like, policy))
     loss = model(**batch, use_cache=False).loss.item()
     assert check_loss(model, [batch], loss) < 1e-5
     with pytest.raises(ValueError, match="supervised tokens is"):
