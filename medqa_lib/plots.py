@@ -30,7 +30,7 @@ RUN_STYLES = {
     "exp_005": (VERMILION, "-", "o"),
     "ablation_full_sequence": (PURPLE, "-", "^"), "ablation_padding_supervised": (PURPLE, "--", "v"), "ablation_no_eos": (PURPLE, ":", "<"),
 }
-OTHER_STYLE = ("black", ":", "D")
+OTHER_STYLE = ("#AAAAAA", ":", "D")
 SHARED_METRICS = ("rouge1", "rouge2", "rougeL", "bleu", "token_f1", "bertscore_f1")
 UNITS = {name: label for name, (label, _) in METRICS.items()} | {"validation_loss": "Validation loss (nats / token)"}
 STYLE = {
@@ -110,7 +110,7 @@ def plot_policy_table(table: pd.DataFrame, metrics: Sequence[str] = ("validation
     """Steps and learning rate (down) x labels (across), a panel a metric; the colour says better or worse than base.
 
     Args:
-        table: a row a run with max_steps, learning_rate, labels and the metrics; index: run names, `base` among them.
+        table: a row a run with max_steps, learning_rate, labels, n_test and the metrics; index: run names, `base` among them.
     """
     metrics = [name for name in metrics if name in table and table[name].notna().any()]
     runs = table.drop(index="base").astype({"max_steps": int})
@@ -129,7 +129,7 @@ def plot_policy_table(table: pd.DataFrame, metrics: Sequence[str] = ("validation
             panel.set_xlabel("Labels")
         panels[0, 0].set_yticks(range(len(settings)), [f"{steps} steps, {rate:.0e}".replace("e-0", "e-") for steps, rate in settings])
         panels[0, 0].set_ylabel("Steps, learning rate")
-        return _finish(figure, "Blue: better than base; orange: worse; the deeper, the further. Grey: not run.")
+        return _finish(figure, f"Blue: better than base; orange: worse; the deeper, the further. {_describe_n(table['n_test'])} a run.")
 
 
 def plot_score_distributions(scores: pd.DataFrame, metrics: Sequence[str] = ("rougeL", "token_f1", "bertscore_f1", "words")) -> Figure:

@@ -64,9 +64,9 @@ def test_plot_losses_base_is_a_level_line():
 
 
 def make_policy_table():
-    return pd.DataFrame({"base": (None, None, None, 2.0, 2.0), "exp_001": (908, 5e-5, "preshifted", 4.0, 1.0),
-                         "exp_001_aligned": (908, 5e-5, "aligned", 1.5, 3.0), "exp_003": (400, 2e-4, "preshifted", 3.0, 2.0)},
-                        index=["max_steps", "learning_rate", "labels", "validation_loss", "bleu"]).T
+    return pd.DataFrame({"base": (None, None, None, 2.0, 2.0, 300), "exp_001": (908, 5e-5, "preshifted", 4.0, 1.0, 300),
+                         "exp_001_aligned": (908, 5e-5, "aligned", 1.5, 3.0, 300), "exp_003": (400, 2e-4, "preshifted", 3.0, 2.0, 299)},
+                        index=["max_steps", "learning_rate", "labels", "validation_loss", "bleu", "n_test"]).T
 
 
 def test_plot_policy_table_puts_each_run_in_its_cell():
@@ -76,6 +76,7 @@ def test_plot_policy_table_puts_each_run_in_its_cell():
     assert [label.get_text() for label in loss.get_xticklabels()] == ["preshifted", "aligned"]
     assert [label.get_text() for label in loss.get_yticklabels()] == ["908 steps, 5e-5", "400 steps, 2e-4"]
     assert "base 2.00" in bleu.get_title()
+    assert "n = 299 to 300 test questions a run" in caption(figure)
     loss_gain, bleu_gain = (panel.images[0].get_array() for panel in (loss, bleu))
     assert loss_gain[0, 0] == pytest.approx(-1)  # twice the loss is as bad as half the BLEU
     assert bleu_gain[0, 0] == pytest.approx(-1)
