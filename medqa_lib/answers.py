@@ -85,10 +85,12 @@ def _cut_torn_line(stream) -> None:
 
 
 def hash_adapter(folder: Path | None) -> str:
-    """Short SHA-256 of an adapter's weights and settings; "base" without an adapter."""
+    """Short SHA-256 of an adapter's weights and of the settings that scale them; "base" without an adapter.
+
+    The rest of its configuration, such as the base model's folder, differs between machines and changes no answer.
+    """
     if folder is None:
         return "base"
-    digest = hashlib.sha256()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        digest.update((Path(folder) / name).read_bytes())
-    return digest.hexdigest()[:16]
+    settings = json.loads((Path(folder) / "adapter_config.json").read_text())
+    scale = {name: settings.get(name) for name in ("r", "lora_alpha", "use_rslora", "use_dora")}
+    return hashlib.sha256(canonical_json(scale) + (Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]

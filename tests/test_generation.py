@@ -192,12 +192,15 @@ def test_compare_answers_counts_words_before_the_first_difference():
     assert result == {"n": 4, "identical": 0.5, "common_prefix": pytest.approx((2 / 3 + 1 + 0 + 1) / 4)}
 
 
-def test_hash_adapter_follows_weights_and_settings(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"one")
-    first = hash_adapter(tmp_path)
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"two")
-    assert hash_adapter(None) == "base" and len(first) == 16 and hash_adapter(tmp_path) != first
+def test_hash_adapter_follows_weights_and_scale_only(tmp_path):
+    def save(weights: bytes, **settings) -> str:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+        (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+        return hash_adapter(tmp_path)
+
+    first = save(b"one", r=8, lora_alpha=16, base_model_name_or_path="/here")
+    assert save(b"one", lora_alpha=16, r=8, base_model_name_or_path="/there") == first and len(first) == 16
+    assert len({first, save(b"two", r=8, lora_alpha=16), save(b"one", r=8, lora_alpha=32), hash_adapter(None)}) == 4
 
 
 MANY = [f"What is disease {'x' * (i % 7)} number {i}?" for i in range(24)]
@@ -224,7 +227,7 @@ def test_generation_killed_at_random_moments_and_resumed_writes_the_same_file(mo
     children = [subprocess.Popen([sys.executable, "-c", CHILD, str(path)], cwd=REPO, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
                 for path in paths]  # all three import their libraries at once and then wait for a line
     for path, child in zip(paths, children, strict=True):
-        lines, deadline = moment.randrange(1, 16), time.monotonic() + 120
+        lines, deadline = moment.randrange(1, 13), time.monotonic() + 120
         child.stdin.write(b"go\n")
         child.stdin.flush()
         while (not path.exists() or path.read_bytes().count(b"\n") < lines) and child.poll() is None and time.monotonic() < deadline:
