@@ -31,6 +31,8 @@ def read_options(options: str, correct: str) -> tuple[tuple[str, ...], tuple[int
 def tidy_options(options: tuple[str, ...]) -> tuple[str, ...]:
     """Options without stray punctuation and, if all but one at most carry the letter of their place, without letters.
 
+    A wrong letter goes too, unless it begins a species' name.
+
     Example:
         >>> tidy_options(("a. Shigella;", "b. Rotavirus;", "E. coli"))
         ('Shigella', 'Rotavirus', 'E. coli')
@@ -40,7 +42,9 @@ def tidy_options(options: tuple[str, ...]) -> tuple[str, ...]:
     in_place = [match is not None and match[1].upper() == letter for match, letter in zip(found, LETTERS, strict=False)]
     if sum(in_place) < max(2, len(options) - 1):
         return options
-    return tuple(option[match.end():] if match else option for option, match in zip(options, found, strict=True))
+    is_letter = [here or (match is not None and not re.match(r"[A-J]\.\s?[a-z]", option))
+                 for here, match, option in zip(in_place, found, options, strict=True)]
+    return tuple(option[match.end():] if strip else option for strip, match, option in zip(is_letter, found, options, strict=True))
 
 
 def merge_equal_options(options: tuple[str, ...], correct: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:

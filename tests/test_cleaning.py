@@ -152,6 +152,7 @@ def test_text_key_ignores_case_and_spacing_of_ordinary_text(text):
 def test_tidy_options_strips_letters_in_place_and_stray_marks():
     assert choices.tidy_options((". Shigella;", "b) Cholera", "C)Rotavirus")) == ("Shigella", "Cholera", "Rotavirus")
     assert choices.tidy_options(("a.\tOne", "Two", "c. Three")) == ("One", "Two", "Three")
+    assert choices.tidy_options(("a. One", "b. Two", "b. Three")) == ("One", "Two", "Three")
 
 
 def test_tidy_options_keeps_names_that_begin_with_a_letter_and_a_dot():
