@@ -7,6 +7,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 RUN_HOME = tempfile.mkdtemp(prefix="medqa-tests-")
 
 
@@ -17,6 +19,19 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if "MEDQA_DATA_DIR" in os.environ:  # a notebook's kernel starts in notebooks/, where a relative path means another folder
         os.environ["MEDQA_DATA_DIR"] = os.path.abspath(os.environ["MEDQA_DATA_DIR"])
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """With the notebooks two processes, which halves four minutes on two cores; without them none, so a single test starts at once."""
+    return 2 if config.option.nbmake else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs all notebooks, in their order: each reuses the splits and runs of those before it."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker(pytest.mark.xdist_group("notebooks"))
 
 
 def pytest_unconfigure() -> None:

@@ -20,6 +20,7 @@ IMPORT_NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 OPTIONAL = {"triton": "comes with torch for CUDA", "xllamacpp": "checks an exported GGUF file in llama.cpp itself"}
 # Needed, but never imported by us: who needs it.
 USED_BY_OTHERS = {"gguf": "transformers, to read GGUF files", "accelerate": "transformers.Trainer", "ruff": ".ci/run", "nbmake": "pytest",
+                  "pytest-xdist": "pytest",
                   "ipykernel": "the kernels of nbclient and nbmake"}
 
 
