@@ -174,17 +174,21 @@ def hide_paths(text: str) -> str:
 
 def print_results(profile: Profile) -> None:
     """Base against experiments as a table with changes in percent, and where the comparison figure lies."""
+    import pandas as pd
+
     from medqa_lib.results import load_runs, summary_table
 
     runs = load_runs(home_dir() / "results" / profile.model_slug)
     if "base" not in runs:
         return
     table = summary_table(runs)
-    change = (table.drop(columns="n_test") / table.drop(columns="n_test").loc["base"] - 1) * 100
-    shown = table.round(4).astype(str)
-    for column in change:
-        shown[column] = [f"{value:.4f} ({percent:+.1f}%)" for value, percent in zip(table[column], change[column], strict=True)]
+    shown = table.astype(str)
+    for column in table.columns.drop("n_test"):
+        base = table.loc["base", column]
+        shown[column] = ["-" if pd.isna(value) else f"{value:.4f} ({value / base - 1:+.1%})" for value in table[column]]
     print(f"\n{profile.model}, profile {profile.name}; changes are against the base model\n{shown.to_string()}")
+    figure = Path(os.environ.get("MEDQA_FIGURES") or home_dir() / "figures") / f"changes_{profile.model_slug}.png"
+    print(f"\nComparison figure: {figure}" if figure.exists() else "\nNotebook 20 draws the comparison figure.")
 
 
 if __name__ == "__main__":
