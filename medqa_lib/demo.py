@@ -143,8 +143,8 @@ def build_app(engine: Engine, max_new_tokens: int = 128):
             stop = gr.Button("Stop", min_width=120)
         status = gr.HTML(show_status("" if adapters else NO_ADAPTER), elem_id="status")
         with gr.Row():
-            base = gr.Textbox(label="Base model", lines=8, max_lines=24, interactive=False, buttons=["copy"], min_width=300)
-            tuned = gr.Textbox(label="Tuned model", lines=8, max_lines=24, interactive=False, buttons=["copy"], min_width=300,
+            base = gr.Textbox(label="Base model", lines=8, max_lines=24, interactive=False, min_width=300)
+            tuned = gr.Textbox(label="Tuned model", lines=8, max_lines=24, interactive=False, min_width=300,
                                visible=bool(adapters))
 
         def respond(question, adapter, length):
@@ -152,7 +152,8 @@ def build_app(engine: Engine, max_new_tokens: int = 128):
 
         running = gr.on([ask.click, question.submit], respond, [question, adapter, length], [base, tuned, status], api_name="ask",
                         concurrency_limit=RUNNING, show_progress="hidden", scroll_to_output=True)
-        stop.click(lambda: show_status("Stopped."), None, status, cancels=running, queue=False, api_visibility="private")
+        stopped = stop.click(None, cancels=running)
+        stopped.then(lambda: show_status("Stopped."), None, status, queue=False, api_visibility="private")
     return app.queue(max_size=WAITING)
 
 
