@@ -185,7 +185,9 @@ def print_results(profile: Profile) -> None:
     shown = table.astype(str)
     for column in table.columns.drop("n_test"):
         base = table.loc["base", column]
-        shown[column] = ["-" if pd.isna(value) else f"{value:.4f} ({value / base - 1:+.1%})" for value in table[column]]
+        for run, value in table[column].items():
+            change = f" ({value / base - 1:+.1%})" if base and run != "base" else ""
+            shown.loc[run, column] = "-" if pd.isna(value) else f"{value:.4f}{change}"
     print(f"\n{profile.model}, profile {profile.name}; changes are against the base model\n{shown.to_string()}")
     figure = Path(os.environ.get("MEDQA_FIGURES") or home_dir() / "figures") / f"changes_{profile.model_slug}.png"
     print(f"\nComparison figure: {figure}" if figure.exists() else "\nNotebook 20 draws the comparison figure.")

@@ -131,15 +131,15 @@ def test_hide_paths_spares_the_root_folder(make_notebook, monkeypatch):
 def test_print_results_shows_changes_against_the_base(make_notebook, capsys, tmp_path):
     root = tmp_path / "MEDQA_HOME" / "results" / "smoke-llama"
     for name, loss, bleu in (("base", 2.0, 10.0), ("exp_004", 1.5, 12.5), ("line_chat", None, 12.5)):
-        results.save_run(root / name, {}, {"validation_loss": loss, "bleu": bleu, "n_test": 4}, pd.DataFrame({"question_id": []}),
-                         pd.DataFrame({"step": []}), [])
+        metrics = {"validation_loss": loss, "rouge2": 0.0, "bleu": bleu, "n_test": 4}
+        results.save_run(root / name, {}, metrics, pd.DataFrame({"question_id": []}), pd.DataFrame({"step": []}), [])
     headless.print_results(PROFILES["smoke"])
     shown = capsys.readouterr().out
     assert "Notebook 20 draws" in shown
     base, tuned, line = (line.split(maxsplit=1)[1] for line in shown.splitlines() if line.startswith(("base", "exp", "line")))
-    assert base.split() == ["2.0000", "(+0.0%)", "10.0000", "(+0.0%)", "4"]
-    assert tuned.split() == ["1.5000", "(-25.0%)", "12.5000", "(+25.0%)", "4"]
-    assert line.split() == ["-", "12.5000", "(+25.0%)", "4"]
+    assert base.split() == ["2.0000", "0.0000", "10.0000", "4"]
+    assert tuned.split() == ["1.5000", "(-25.0%)", "0.0000", "12.5000", "(+25.0%)", "4"]
+    assert line.split() == ["-", "0.0000", "12.5000", "(+25.0%)", "4"]
     figure = tmp_path / "MEDQA_FIGURES" / "changes_smoke-llama.png"
     figure.parent.mkdir()
     figure.write_bytes(b"")
