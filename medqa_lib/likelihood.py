@@ -14,7 +14,7 @@ from tqdm import tqdm
 from medqa_lib.labels import IGNORE_INDEX, encode_example
 
 MAX_BATCH_TOKENS = 4096
-MAX_BATCH_LOGITS = 2**27  # 0.5 GB in float32
+MAX_BATCH_LOGITS = 2**26  # 0.5 GB in float64
 
 
 def answer_loss(model, examples: Sequence[dict]) -> float:
@@ -76,7 +76,10 @@ def sum_answer_losses(model, examples: Sequence[dict]) -> tuple[list[float], lis
 
 @torch.no_grad()
 def _compute_losses(model, batch: Sequence[dict]) -> list[torch.Tensor]:
-    """Loss of each supervised token, one float64 tensor an example. Right padding: nothing before it can see it."""
+    """Loss of each supervised token, one float64 tensor an example. Right padding: nothing before it can see it.
+
+    The sum over a vocabulary of 49,152 loses 2e-5 of the loss in float32, so it is taken in float64.
+    """
     longest = max(len(example["input_ids"]) for example in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     labels = torch.full_like(ids, IGNORE_INDEX)
@@ -89,5 +92,5 @@ def _compute_losses(model, batch: Sequence[dict]) -> list[torch.Tensor]:
     logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits[:, :-1]
     targets = labels[:, 1:].to(logits.device)
     kept = targets != IGNORE_INDEX
-    loss = cross_entropy(logits[kept].float(), targets[kept], reduction="none").double().cpu()
+    loss = cross_entropy(logits[kept].double(), targets[kept], reduction="none").cpu()
     return list(loss.split(kept.sum(1).tolist()))

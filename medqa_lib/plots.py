@@ -190,7 +190,7 @@ def _format_score(value: float) -> str:
 
 
 def _describe_n(sizes: pd.Series) -> str:
-    low, high = sizes.min(), sizes.max()
+    low, high = int(sizes.min()), int(sizes.max())
     return f"n = {low} test questions" if low == high else f"n = {low} to {high} test questions"
 
 
