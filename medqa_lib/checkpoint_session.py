@@ -29,7 +29,8 @@ from medqa_lib.checkpoints import (
 
 HEARTBEAT_S = 120
 STALE_S = 600  # another machine's lock is dead when its heartbeat is older than this
-DISK_ERRORS = ("No space left", "PytorchStreamWriter", "File too large", "Read-only file system", "Permission denied", "I/O error", "quota")
+DISK_ERRORS = ("No space left", "PytorchStreamWriter", "inline_container", "File too large", "Read-only file system", "Permission denied",
+               "I/O error", "quota")
 
 
 class RunBusy(CheckpointError):
@@ -149,7 +150,8 @@ class CheckpointSession(TrainerCallback):
         if self.missing and kind is None:
             self._copy_to_lasting(self.local_dir / self.missing)
         if self.missing:
-            print(f"NOT SAFE YET: {self.lasting_dir} lacks {self.missing}. It is in {self.local_dir}: copy it before this machine goes away.")
+            print(f"NOT SAFE YET: {self.lasting_dir} lacks {self.missing}. "
+                  f"It is in {self.local_dir}: copy it before this machine goes away.")
         self.lock.release()
         if self.saving and error is not None and any(text in str(error) for text in DISK_ERRORS):
             raise CheckpointError(f"Saving a checkpoint to {self.local_dir} failed ({error}). Earlier checkpoints are whole: "

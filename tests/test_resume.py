@@ -146,7 +146,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(splits
 
     monkeypatch.setattr(AnswerTrainer, "compute_loss", compute_loss)
     run = train(splits, tmp_path / "little", lora=no_dropout)
-    assert "going on with 2 rows at a time; a step still has 4" in capsys.readouterr().out
+    assert "2 rows x 2: 4 did not fit; a step still has 4 rows" in capsys.readouterr().out
     assert sum(n for step, n in rows if step == 0) == 4
     assert run.tokens == expected.tokens
     assert list(run.losses["loss"]) == pytest.approx(list(expected.losses["loss"]), abs=1e-5)

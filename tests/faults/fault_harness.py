@@ -101,9 +101,9 @@ def _train(variables, log, fault):
     from medqa_lib import config, training
 
     config.PROFILES["smoke"] = dataclasses.replace(config.PROFILES["smoke"], step_divisor=STEP_DIVISOR)
-    before(training.CheckpointSession, "on_step_end", lambda session, args, state, *_, **__: print(f"\nSTEP {state.global_step}"))
     if fault:
         fault()
+    before(training.CheckpointSession, "on_step_end", lambda session, args, state, *_, **__: print(f"\nSTEP {state.global_step}"))
     sys.argv = ["medqa_lib.training", EXPERIMENT]
     training.main()
 

@@ -69,9 +69,9 @@ def kill_in_the_pruning():
 
 
 def kill_in_validation():
-    from medqa_lib import metrics
+    from medqa_lib.training import AnswerTrainer
 
-    before(metrics, "answer_loss", nth_call(3, die))
+    before(AnswerTrainer, "log", nth_call(5, die))  # the validation loss of step 4 is known, its checkpoint is not saved
 
 
 def kill_in_the_answers():
@@ -129,11 +129,11 @@ def rename_at_steps(moves):
 
 
 def run_out_of_memory():
-    """Every forward pass of more than two rows fails, as on a GPU that is too small."""
-    from medqa_lib.training import AnswerTrainer
+    """In training, a forward pass of more than two rows fails, as on a GPU that is too small."""
+    from transformers import LlamaForCausalLM
 
-    def check(trainer, model, inputs, *rest):
-        if len(inputs["input_ids"]) > 2:
+    def check(model, *args, **inputs):
+        if model.training and len(inputs["input_ids"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory (injected)")
 
-    before(AnswerTrainer, "compute_loss", check)
+    before(LlamaForCausalLM, "forward", check)
