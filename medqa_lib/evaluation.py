@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import time
 from pathlib import Path
 
@@ -71,8 +72,10 @@ def data_hashes(splits) -> dict:
 
 
 def evaluate_run(folder: Path, adapter_dir: Path | None, splits, profile: Profile, home: Path, config: dict,
-                 losses: pd.DataFrame | None = None, training: dict | None = None) -> RunResult:
+                 losses: pd.DataFrame | None = None, training: dict | None = None) -> RunResult | None:
     """Answer the test questions, score them and write the run's folder.
+
+    Under `accelerate launch` every process answers its share; the first one scores and writes, the others return None.
 
     Args:
         folder: where the results go; its name is the run's name.
@@ -96,6 +99,8 @@ def evaluate_run(folder: Path, adapter_dir: Path | None, splits, profile: Profil
     del model
     gc.collect()
     torch.cuda.empty_cache()
+    if int(os.environ.get("RANK", "0")):
+        return None
     scores = score_test(test, answers, profile)
     numbers = {**metrics.summarize_scores(scores), "n_test": len(scores), "validation_loss": loss, "perplexity": math.exp(loss),
                "n_validation": len(validation), **options, "answer_time_s": answer_time_s,
