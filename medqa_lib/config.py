@@ -71,6 +71,12 @@ def _experiments() -> dict[str, Experiment]:
     for truncation in ("cut", "drop"):
         runs.append(dataclasses.replace(fixed, name=f"truncation_{truncation}", truncation=truncation, partner="exp_004",
                                         differs_in=("truncation",), question=f"What if long answers are treated by '{truncation}'?"))
+    for run in (higher, fixed):
+        runs.append(dataclasses.replace(run, name=f"{run.name}_random", split="random", partner=run.name, differs_in=("split",),
+                                        question=f"How much does a leaking random split flatter {run.name}?"))
+        for seed in (43, 44):
+            runs.append(dataclasses.replace(run, name=f"{run.name}_seed{seed}", seed=seed, partner=run.name, differs_in=("seed",),
+                                            question=f"How much of {run.name} is the luck of one seed?"))
     return {run.name: run for run in runs}
 
 
@@ -95,7 +101,6 @@ class Profile:
     max_length_tokens: int | None = None
     log_and_save_steps: int | None = None
     max_new_tokens: int = 256
-    train_pairs: int | None = None
     validation_pairs: int | None = None
     test_questions: int | None = None
     bertscore_encoder: str | None = None
@@ -124,7 +129,8 @@ PROFILES = {
 
 
 def current_profile() -> Profile:
-    """The profile that MEDQA_PROFILE names (unset: `gpu` with CUDA, else `cpu`), with the model that MEDQA_MODEL names.
+    """The profile that MEDQA_PROFILE names (unset: `gpu` with CUDA, else `cpu`), with the model that MEDQA_MODEL and
+    the BERTScore encoder that MEDQA_BERTSCORE names ("roberta-large", "all-minilm-l6-v2").
 
     Raises:
         ValueError: MEDQA_PROFILE names no profile.
@@ -137,7 +143,8 @@ def current_profile() -> Profile:
     if name not in PROFILES:
         raise ValueError(f"MEDQA_PROFILE is {name!r}; expected one of {', '.join(PROFILES)}. Unset it to choose by hardware.")
     profile = PROFILES[name]
-    return dataclasses.replace(profile, model=os.environ.get("MEDQA_MODEL") or profile.model)
+    return dataclasses.replace(profile, model=os.environ.get("MEDQA_MODEL") or profile.model,
+                               bertscore_encoder=os.environ.get("MEDQA_BERTSCORE") or profile.bertscore_encoder)
 
 
 def get_experiment(name: str) -> Experiment:

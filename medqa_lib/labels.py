@@ -215,6 +215,18 @@ class PaddingCollator:
         return batch
 
 
+def pad_supervised(examples, length: int, eos_token_id: int):
+    """The rows of `padding_supervised` as its collator makes them, for a collator that does not pad: (length,) ids and labels."""
+    from datasets import Dataset
+
+    filled = {"input_ids": [], "labels": [], "source": list(examples["source"])}
+    for example in examples:
+        padding = [eos_token_id] * (length - len(example["input_ids"]))
+        filled["input_ids"].append(example["input_ids"] + padding)
+        filled["labels"].append(example["labels"] + padding)
+    return Dataset.from_dict(filled)
+
+
 def __getattr__(name: str):
     if name == "audit_alignment":  # lives in audit.py, which imports this module
         from medqa_lib.audit import audit_alignment

@@ -9,6 +9,7 @@ import argparse
 import gc
 import math
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -17,13 +18,14 @@ import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from medqa_lib import audit, likelihood
+from medqa_lib import audit, likelihood, planning
 from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.checkpoints import checkpoint_folders, checkpoint_step
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
 from medqa_lib.data import prepare_splits
-from medqa_lib.evaluation import choose_test_questions, data_hashes, encode_validation, evaluate_run
-from medqa_lib.labels import PaddingCollator, encode_split
+from medqa_lib.evaluation import choose_test_questions, data_hashes, encode_validation, evaluate_run, run_base
+from medqa_lib.labels import PaddingCollator, encode_split, pad_supervised
+from medqa_lib.loss_check import check_trainer_loss, to_device
 from medqa_lib.model import add_lora, load_base_model, load_tokenizer, trainable_share
 from medqa_lib.results import RunResult, find_finished, load_run, run_folder, run_identity
 
@@ -54,6 +56,8 @@ class ProgressBar(TrainerCallback):
 class AnswerTrainer(Trainer):
     """Trainer whose evaluation is the token-weighted loss on answers, and which counts the tokens that it has trained on."""
 
+    lora_plus_ratio: float | None = None
+
     def train(self, resume_from_checkpoint: str | None = None):
         """Train to the last step. A checkpoint of the last step is only loaded: the Trainer would train one step more."""
         if resume_from_checkpoint and checkpoint_step(Path(resume_from_checkpoint)) >= self.args.max_steps:
@@ -67,6 +71,15 @@ class AnswerTrainer(Trainer):
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
+
+    def create_optimizer(self, *args, **kwargs):
+        """AdamW; with `lora_plus_ratio` LoRA's B learns that many times faster than A (LoRA+, Hayou et al. 2024)."""
+        if self.optimizer is None and self.lora_plus_ratio:
+            from peft.optimizers import create_loraplus_optimizer
+
+            self.optimizer = create_loraplus_optimizer(self.model, torch.optim.AdamW, lr=self.args.learning_rate,
+                                                       loraplus_lr_ratio=self.lora_plus_ratio, weight_decay=self.args.weight_decay)
+        return super().create_optimizer(*args, **kwargs)
 
     def get_batch_samples(self, *args, **kwargs):
         batches, items = super().get_batch_samples(*args, **kwargs)
@@ -104,11 +117,16 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
     local, lasting = checkpoint_folders(home, profile.model_slug, experiment.name)
     with CheckpointSession(local, lasting, identity) as session:
         losses, training = train_adapter(experiment, splits, profile, session, adapter_dir)
-        if int(os.environ.get("RANK", 0)) == 0:
-            evaluate_run(folder, adapter_dir, splits, profile, home, {"identity": identity}, losses, training)
+        wait_for_all()  # the first process has written the adapter
+        evaluate_run(folder, adapter_dir, splits, profile, home, {"identity": identity}, losses, training)
+    wait_for_all()
+    return load_run(folder)
+
+
+def wait_for_all() -> None:
+    """Under `accelerate launch`: go on when every process is here."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    return load_run(folder)
 
 
 def train_adapter(experiment: Experiment, splits, profile: Profile, session: CheckpointSession,
@@ -118,23 +136,26 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     train, counts = encode_split(tokenizer, splits["train"], experiment.max_length_tokens, experiment.labels, experiment.truncation)
     validation = encode_validation(tokenizer, splits["validation"], profile)
     validation = validation.select(range(min(VALIDATION_PAIRS_WHILE_TRAINING, len(validation))))
-    collator = PaddingCollator(tokenizer, experiment.labels, experiment.max_length_tokens)
     model = load_base_model(profile)
+    collator = PaddingCollator(tokenizer, experiment.labels, experiment.max_length_tokens)
     report = audit.audit_alignment(model, tokenizer, train, collator)
     audit.require_policy(report, experiment.labels)
     model = add_lora(model, experiment.lora, experiment.seed)
-    micro_batch = plan_micro_batch(experiment)
+    plan = planning.plan_training(model, experiment.effective_batch, experiment.max_length_tokens,
+                                  processes=int(os.environ.get("WORLD_SIZE", "1")))
+    if experiment.labels == "padding_supervised" and plan.path != "padded":
+        train = pad_supervised(train, experiment.max_length_tokens, tokenizer.eos_token_id)
     session.check_space(12 * trainable_share(model)[0] + 5 * 2**20)  # float32 weights and two AdamW moments
-    describe_run(experiment, profile, model, micro_batch, len(train), counts, report, splits)
+    describe_run(experiment, profile, model, plan, train, plan.collator(collator), counts, report, splits)
     start = time.perf_counter()
-    trainer = fit(model, experiment, train, validation, collator, session, micro_batch)
+    trainer = fit(model, experiment, train, validation, collator, session, plan)
     train_time_s = time.perf_counter() - start
     if trainer.is_world_process_zero():
         model.save_pretrained(adapter_dir)
         tokenizer.save_pretrained(adapter_dir)
     trainable, share = trainable_share(model)
     numbers = {"train_time_s": train_time_s, "trained_steps": trainer.state.global_step, "trained_tokens": trainer.state.num_input_tokens_seen,
-               "trainable_parameters": trainable, "trainable_share": share}
+               "trainable_parameters": trainable, "trainable_share": share, "training_path": plan.path}
     if torch.cuda.is_available():
         numbers["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     losses = loss_history(trainer.state.log_history)
@@ -144,41 +165,64 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     return losses, numbers
 
 
-def plan_micro_batch(experiment: Experiment) -> int:
-    """Rows a forward pass on this process, so that rows x accumulation x processes is the effective batch."""
-    rows = experiment.effective_batch // int(os.environ.get("WORLD_SIZE", 1))
-    return min(rows, 8)
-
-
-def describe_run(experiment: Experiment, profile: Profile, model, micro_batch: int, pairs: int, counts: dict, report: dict, splits) -> None:
-    """Say before the start what will happen."""
+def describe_run(experiment: Experiment, profile: Profile, model, plan, train, collator, counts: dict, report: dict, splits) -> None:
+    """Say before the start what will happen, how long it will take and how much memory."""
+    if int(os.environ.get("RANK", "0")):
+        return
     trainable, share = trainable_share(model)
     n = len(choose_test_questions(splits["test"], profile))
-    print(f"{experiment.name}: {experiment.max_steps} steps of {experiment.effective_batch} rows ({micro_batch} at a time), learning rate "
-          f"{experiment.learning_rate:g}, labels {experiment.labels}; {pairs:,} training pairs, {counts}")
+    try:
+        step_s, memory_gib = measure_step(model, [train[row] for row in range(plan.micro_batch)], collator, plan)
+        estimate = f"Training will take about {experiment.max_steps * step_s / 60:.1f} minutes and {memory_gib:.1f} GiB"
+    except torch.OutOfMemoryError:
+        estimate = f"{plan.micro_batch} rows at a time do not fit into memory, so fewer will be taken"
+    cut = ", ".join(f"{name} {number:,}" for name, number in counts.items())
+    print(f"{experiment.name}: {experiment.max_steps} steps of {experiment.effective_batch} rows, learning rate "
+          f"{experiment.learning_rate:g}, labels {experiment.labels}. Training rows: {cut}")
     print(f"Labels: {report['verdict']}")
-    print(f"Trainable: {trainable:,} parameters, {share:.3%}")
-    print(f"Afterwards {n} test questions are answered; a share near one half is then known to ±{0.98 / math.sqrt(n):.3f} (95%).")
+    print(f"Trainable: {trainable:,} parameters, {share:.3%}. Plan: {plan.why}")
+    print(f"{estimate}; then {n} test questions are answered, which gives a share near one half to within {0.98 / math.sqrt(n):.3f} (95%).")
 
 
-def fit(model, experiment: Experiment, train, validation, collator, session: CheckpointSession, micro_batch: int) -> Trainer:
+def measure_step(model, examples: list[dict], collator, plan) -> tuple[float, float]:
+    """Seconds of one optimiser step, and peak memory in GiB (GPU, or the process without one), from two passes over one micro-batch."""
+    batch = to_device(collator(examples), model.device)
+    on_gpu = model.device.type == "cuda"
+    with torch.random.fork_rng(devices=[model.device] if on_gpu else []):
+        model.train()
+        for _ in range(2):  # the first pass compiles and allocates
+            start = time.perf_counter()
+            with torch.autocast(model.device.type, plan.dtype, enabled=on_gpu):
+                loss = model(**batch).loss
+            loss.backward()
+            model.zero_grad(set_to_none=True)
+            if on_gpu:
+                torch.cuda.synchronize()
+            pass_s = time.perf_counter() - start
+    peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return pass_s * plan.accumulation, peak_bytes / 2**30
+
+
+def fit(model, experiment: Experiment, train, validation, collator, session: CheckpointSession, plan) -> Trainer:
     """Run the Trainer to the last step, from the newest valid checkpoint if there is one.
 
     Out of GPU memory halves the micro-batch and goes on from the newest checkpoint; the effective batch stays.
     """
     start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
     while True:
-        trainer = AnswerTrainer(model, training_arguments(experiment, session.local_dir, micro_batch), train_dataset=train,
-                                eval_dataset=validation, data_collator=collator, callbacks=[session, ProgressBar()])
+        trainer = AnswerTrainer(model, training_arguments(experiment, session.local_dir, plan), train_dataset=train,
+                                eval_dataset=validation, data_collator=plan.collator(collator), callbacks=[session, ProgressBar()])
         trainer.remove_callback(PrinterCallback)
+        trainer.lora_plus_ratio = experiment.lora_plus_ratio
         try:
+            if experiment.labels != "preshifted":  # the check holds the loss against the next token, which that policy is not about
+                check_trainer_loss(trainer)
+                trainer.state.num_input_tokens_seen = 0
             trainer.train(resume_from_checkpoint=session.resume_from())
             return trainer
         except torch.OutOfMemoryError:
-            if micro_batch == 1:
-                raise
-            micro_batch //= 2
-            print(f"Out of GPU memory: going on with {micro_batch} rows at a time; a step still has {experiment.effective_batch}.")
+            plan = plan.halved()
+            print(f"Out of GPU memory. {plan.why}; a step still has {experiment.effective_batch} rows.")
             del trainer
             for name, value in model.named_parameters():
                 if name in start:
@@ -188,20 +232,17 @@ def fit(model, experiment: Experiment, train, validation, collator, session: Che
             torch.cuda.empty_cache()
 
 
-def training_arguments(experiment: Experiment, output_dir: Path, micro_batch: int) -> TrainingArguments:
+def training_arguments(experiment: Experiment, output_dir: Path, plan) -> TrainingArguments:
     """The experiment in the Trainer's words. What is not named here is the Trainer's default (AdamW, gradient norm clipped to 1)."""
     every = experiment.log_and_save_steps
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    bf16 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    on_gpu = torch.cuda.is_available()
+    options = {"dataloader_pin_memory": on_gpu, **plan.trainer_arguments()}
     return TrainingArguments(
         str(output_dir), max_steps=experiment.max_steps, learning_rate=experiment.learning_rate, seed=experiment.seed,
         lr_scheduler_type=experiment.lr_scheduler, warmup_steps=math.ceil(experiment.warmup_share * experiment.max_steps),
-        weight_decay=experiment.weight_decay, per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=experiment.effective_batch // (micro_batch * processes),
-        bf16=bf16, fp16=torch.cuda.is_available() and not bf16, use_cpu=not torch.cuda.is_available(), optim="adamw_torch_fused",
-        logging_steps=every, logging_first_step=True, save_steps=every, eval_strategy="steps", eval_steps=every,
-        save_total_limit=None, report_to=[], disable_tqdm=True, remove_unused_columns=False, label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(), ddp_find_unused_parameters=False)
+        weight_decay=experiment.weight_decay, logging_steps=every, logging_first_step=True, save_steps=every, save_total_limit=None,
+        eval_strategy="steps", eval_steps=every, report_to=[], disable_tqdm=True, remove_unused_columns=False, label_names=["labels"],
+        use_cpu=not on_gpu, ddp_find_unused_parameters=False, **options)
 
 
 def loss_history(log: list[dict]) -> pd.DataFrame:
@@ -218,10 +259,10 @@ def loss_history(log: list[dict]) -> pd.DataFrame:
 def main() -> None:
     """Train the experiments that the command line names."""
     parser = argparse.ArgumentParser(prog="medqa_lib.training", description=run_experiment.__doc__.splitlines()[0])
-    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="for example exp_004")
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="for example exp_004; `base` evaluates the untuned model")
     for name in parser.parse_args().experiments:
-        run = run_experiment(name)
-        if int(os.environ.get("RANK", 0)) == 0:
+        run = run_base() if name == "base" else run_experiment(name)
+        if int(os.environ.get("RANK", "0")) == 0:
             print(f"{name}: validation loss {run.metrics['validation_loss']:.4f}, results in {run.folder}")
 
 
