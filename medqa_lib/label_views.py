@@ -77,8 +77,8 @@ def audit_table(reports: dict[str, dict]) -> pd.DataFrame:
     rows = {}
     for name, report in reports.items():
         rows[name] = {**{f"{offset:+d}": value for offset, value in report["nll"].items()}, "chance": report["chance_nll"],
-                      **{part: report[f"{part}_supervised_share"] for part in SHARES}, "rows": report["rows"], "found": report["policy"] or "no policy",
-                      "verdict": report["verdict"]}
+                      **{part: report[f"{part}_supervised_share"] for part in SHARES}, "rows": report["rows"],
+                      "found": report["policy"] or "no policy", "verdict": report["verdict"]}
     return pd.DataFrame(rows).T
 
 
