@@ -3,4 +3,9 @@
 Importing the package costs nothing: each module imports the heavy packages that it needs.
 """
 
+import warnings
+
 __version__ = "0.1.0"
+
+# Libraries import tqdm.auto, which would like ipywidgets; this project's bars are plain text, so that GitHub can show them.
+warnings.filterwarnings("ignore", message="IProgress not found")

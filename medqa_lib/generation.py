@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.attention import sdpa_kernel
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from medqa_lib import fast_decode
 from medqa_lib.answers import Answer, AnswerStore, canonical_json, hash_adapter
