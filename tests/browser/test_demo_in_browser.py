@@ -1,64 +1,27 @@
 """The demo as a person meets it: a running server and Debian's Chromium, at desktop and at phone width.
 
-Needs `pip install playwright` and `apt-get install chromium`. MEDQA_BROWSER_PROFILE=cpu uses the embedded model and the adapters of
-MEDQA_HOME instead of the smoke model; MEDQA_SCREENSHOTS names a folder for pictures.
+Needs `pip install playwright` and `apt-get install chromium`. MEDQA_SCREENSHOTS names a folder for pictures.
 """
 
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from smoke_adapters import make_adapter
 
 from medqa_lib.safety import DISCLAIMER, EMERGENCY
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
 CHROMIUM = shutil.which("chromium")
-PROFILE = os.environ.get("MEDQA_BROWSER_PROFILE", "smoke")
-ROOT = Path(__file__).parents[2]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 WIDTHS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 PATIENCE_MS = 60_000
-LONG = 512 if PROFILE == "smoke" else 60  # tokens: long enough to watch
+LONG = 60 if "MEDQA_BROWSER_HOME" in os.environ else 512  # tokens: long enough to watch
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """Address of a demo that runs in a process of its own."""
-    environment = {**os.environ, "MEDQA_PROFILE": PROFILE}
-    if PROFILE == "smoke":
-        home = tmp_path_factory.mktemp("home")
-        for seed, name in enumerate(("exp_003", "exp_004"), start=1):
-            make_adapter(home / "adapters" / "smoke-llama" / name, seed)
-        environment["MEDQA_HOME"] = str(home)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("log") / "demo.log"
-    with open(log, "w") as output:
-        server = subprocess.Popen([sys.executable, "-m", "medqa_lib.demo", "--port", str(port)], cwd=ROOT, env=environment, stdout=output,
-                                  stderr=subprocess.STDOUT)
-    try:
-        for _ in range(600):
-            if "Running on local URL" in log.read_text() or server.poll() is not None:
-                break
-            time.sleep(0.2)
-        assert server.poll() is None and "Running on local URL" in log.read_text(), log.read_text()
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(30)
-    assert "Traceback" not in log.read_text(), log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +33,7 @@ def browser():
 
 
 @pytest.fixture(params=WIDTHS)
-def page(request, address, browser):
+def page(request, demo_server, browser):
     """The loaded page. Afterwards: no console error, no dialog, no request to another host."""
     context = browser.new_context(viewport=WIDTHS[request.param])
     page = context.new_page()
@@ -78,8 +41,8 @@ def page(request, address, browser):
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda sent: None if re.match(rf"{address}|data:|blob:", sent.url) else problems.append(f"request: {sent.url}"))
-    page.goto(address)
+    page.on("request", lambda sent: None if re.match(rf"{demo_server.address}|data:|blob:", sent.url) else problems.append(sent.url))
+    page.goto(demo_server.address)
     page.get_by_label("Your question").wait_for()
     page.width_name = request.param
     yield page
