@@ -67,10 +67,25 @@ class AnswerTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        logs = {"eval_loss": likelihood.answer_loss(self.model, self.eval_dataset)}
+        flat = isinstance(self.data_collator, planning.FlatCollator)
+        loss = self._flat_answer_loss() if flat else likelihood.answer_loss(self.model, self.eval_dataset)
+        logs = {"eval_loss": loss}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
+
+    @torch.no_grad()
+    def _flat_answer_loss(self) -> float:
+        """`likelihood.answer_loss` through the fast forward pass, which takes flattened batches."""
+        self.model.eval()
+        total, tokens, rows = 0.0, 0, self.args.per_device_train_batch_size
+        for start in range(0, len(self.eval_dataset), rows):
+            examples = [self.eval_dataset[row] for row in range(start, min(start + rows, len(self.eval_dataset)))]
+            batch = to_device(self.data_collator(examples), self.args.device)
+            with self.compute_loss_context_manager():
+                total += float(self.model(**batch).loss) * len(batch["answer_targets"])
+            tokens += len(batch["answer_targets"])
+        return total / tokens
 
     def create_optimizer(self, *args, **kwargs):
         """AdamW; with `lora_plus_ratio` LoRA's B learns that many times faster than A (LoRA+, Hayou et al. 2024)."""
@@ -259,9 +274,10 @@ def loss_history(log: list[dict]) -> pd.DataFrame:
 def main() -> None:
     """Train the experiments that the command line names."""
     parser = argparse.ArgumentParser(prog="medqa_lib.training", description=run_experiment.__doc__.splitlines()[0])
-    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="for example exp_004; `base` evaluates the untuned model")
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="for example exp_004; `base` and `base_random` evaluate the untuned model")
     for name in parser.parse_args().experiments:
-        run = run_base() if name == "base" else run_experiment(name)
+        run = run_base(prepare_splits(by="random") if name == "base_random" else None, name=name) \
+            if name in ("base", "base_random") else run_experiment(name)
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"{name}: validation loss {run.metrics['validation_loss']:.4f}, results in {run.folder}")
 
