@@ -17,6 +17,8 @@ def pytest_configure() -> None:
     os.environ["MEDQA_HOME"] = RUN_HOME
     os.environ.pop("MEDQA_MODEL", None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not os.path.exists("/dev/nvidiactl"):  # no NVIDIA GPU: Triton's interpreter, chosen when Triton is imported, by whichever test
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     if "MEDQA_DATA_DIR" in os.environ:  # a notebook's kernel starts in notebooks/, where a relative path means another folder
         os.environ["MEDQA_DATA_DIR"] = os.path.abspath(os.environ["MEDQA_DATA_DIR"])
 
