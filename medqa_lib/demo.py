@@ -151,7 +151,7 @@ def build_app(engine: Engine, max_new_tokens: int = 128):
             yield from answer_question(engine, question, adapter, length)
 
         running = gr.on([ask.click, question.submit], respond, [question, adapter, length], [base, tuned, status], api_name="ask",
-                        concurrency_limit=RUNNING, show_progress="hidden", scroll_to_output=True)
+                        concurrency_limit=RUNNING, show_progress="minimal", show_progress_on=base, scroll_to_output=True)
         stopped = stop.click(None, cancels=running)
         stopped.then(lambda: show_status("Stopped."), None, status, queue=False, api_visibility="private")
     return app.queue(max_size=WAITING)
