@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from medqa_lib.config import Profile, current_profile, home_dir
+from medqa_lib.config import MODELS, Profile, current_profile, home_dir
 from medqa_lib.prompts import TEMPLATE
 
 if TYPE_CHECKING:
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, PARITY = "adapter_config.json", "adapter_model.safetensors", "parity.csv"
 PUBLISHED = (CONFIG, WEIGHTS, PARITY, "README.md", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model",
              "chat_template.jinja")
+
+# What others know a model by that this project does not take from the Hub.
+PUBLIC_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct", "smoke-llama": "smoke-llama-1"}
+
+
+def public_name(profile: Profile | None = None) -> str:
+    """The Hub name of this profile's base model."""
+    model = (profile or current_profile()).model
+    return PUBLIC_NAMES.get(model) or MODELS.get(model, model)
 
 
 def find_adapters(source: str | Path | None = None, profile: Profile | None = None) -> dict[str, Path]:
@@ -154,7 +163,7 @@ def save_local(adapter_dir: Path, folder: Path, card: str, parity: pd.DataFrame,
         adapter_dir: as training left it.
         card: text of `card.write_card`.
         parity: table of `export.check_parity`.
-        base_model: the base model's name for everybody; training may have noted a path of its own machine.
+        base_model: `public_name`; training may have noted a path of its own machine.
     """
     from transformers import AutoTokenizer
 

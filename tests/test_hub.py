@@ -1,5 +1,6 @@
 """Adapters are found, checked before they are loaded, and published only with a token and a passed parity gate."""
 
+import dataclasses
 import json
 import shutil
 import traceback
@@ -145,6 +146,18 @@ def test_same_model_compares_hub_names_whole_and_local_copies_by_folder():
     assert hub._same_model("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "/data/models/tinyllama-1.1b-chat-v1.0/")
     assert not hub._same_model("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "other/TinyLlama-1.1B-Chat-v1.0")
     assert not hub._same_model("", "TinyLlama/TinyLlama-1.1B-Chat-v1.0")
+
+
+@pytest.mark.parametrize(("model", "name"), [("smoke-llama", "smoke-llama-1"), ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+                                             ("tinyllama-1.1b-chat", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"), ("me/other", "me/other")])
+def test_public_name_is_one_that_others_can_load(model, name):
+    assert hub.public_name(dataclasses.replace(SMOKE, model=model)) == name
+
+
+def test_public_name_and_local_folder_are_the_same_model(published, base):
+    settings = json.loads((published / hub.CONFIG).read_text()) | {"base_model_name_or_path": hub.public_name(SMOKE)}
+    (published / hub.CONFIG).write_text(json.dumps(settings))
+    hub.check_adapter(published, base)
 
 
 def test_load_adapters_keeps_them_apart(adapter, tmp_path):
