@@ -60,7 +60,7 @@ class ProgressClient(NotebookClient):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the notebooks that the command line names. Returns the exit status: 0, or 1 if a notebook failed."""
+    """Run the notebooks that the command line names. Returns the exit status: 0, 1 if one failed, 130 after Ctrl-C."""
     available = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
     parser = argparse.ArgumentParser(prog="python -m medqa_lib", description=__doc__.partition("\n")[0])
     parser.add_argument("numbers", nargs="*", metavar="NUMBER", help="notebooks to run, for example 11 20 (default: the profile's)")
@@ -105,7 +105,9 @@ def prepare_environment() -> Profile:
     for name in PATH_VARIABLES:
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
-    return profile
+    if Path(profile.model).is_dir():  # MEDQA_MODEL may be a local folder
+        os.environ["MEDQA_MODEL"] = str(Path(profile.model).resolve())
+    return current_profile()
 
 
 def run_notebooks(paths: list[Path], folder: Path) -> None:

@@ -100,6 +100,13 @@ def test_main_answers_a_wrong_call_with_one_error(arguments, profile, expected, 
     assert expected in capsys.readouterr().err
 
 
+def test_prepare_environment_makes_a_model_folder_absolute_and_leaves_names_alone(make_notebook, monkeypatch, tmp_path):
+    (tmp_path / "my-model").mkdir()
+    for model, expected in (("my-model", str(tmp_path / "my-model")), ("smollm2-135m", "smollm2-135m")):
+        monkeypatch.setenv("MEDQA_MODEL", model)
+        assert headless.prepare_environment().model == expected
+
+
 def test_main_says_that_an_installed_copy_has_no_notebooks(make_notebook, capsys):
     with pytest.raises(SystemExit):
         headless.main([])
