@@ -153,6 +153,9 @@ class CheckpointSession(TrainerCallback):
             print(f"NOT SAFE YET: {self.lasting_dir} lacks {self.missing}. "
                   f"It is in {self.local_dir}: copy it before this machine goes away.")
         self.lock.release()
+        if self.missing and isinstance(error, OSError):
+            raise CheckpointError(f"{self.lasting_dir} cannot be written ({error}). {self.missing} is whole in {self.local_dir}: "
+                                  "make Drive writable again and start again; only what came after it is repeated.") from error
         if self.saving and error is not None and any(text in str(error) for text in DISK_ERRORS):
             raise CheckpointError(f"Saving a checkpoint to {self.local_dir} failed ({error}). Earlier checkpoints are whole: "
                                   "make room there and start again to resume from the newest one.") from error
@@ -169,6 +172,16 @@ class CheckpointSession(TrainerCallback):
             if free < needed:
                 raise CheckpointError(f"Too little disk: {folder} has {free / 2**20:,.0f} MiB free, {self.keep + 1} checkpoints need "
                                       f"{needed / 2**20:,.0f} MiB. Make room or set MEDQA_HOME to a folder on a larger disk.")
+
+    def require_lasting(self) -> None:
+        """Refuse to write results where Drive was: that would make a local folder that looks like it.
+
+        Raises:
+            CheckpointError: the lasting folder is gone.
+        """
+        if self.is_main and not self.lasting_dir.is_dir():
+            raise CheckpointError(f"{self.lasting_dir} is gone. Training is finished, its last checkpoint is in {self.local_dir}: mount "
+                                  "Drive again and start again; only the evaluation is left to do.")
 
     def resume_from(self) -> str | None:
         """The newest valid checkpoint of both folders, for `Trainer.train(resume_from_checkpoint=...)`; None: start afresh.

@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -197,6 +199,9 @@ def load_base_model(profile: Profile | None = None, quantized: bool = True) -> P
 def _from_pretrained(auto_class, path: str, **options):
     from transformers.utils import logging
 
+    if not Path(path).exists() and not _hub_answers():
+        print(f"The Hub does not answer: {path} is taken from the cache.")
+        options["local_files_only"] = True
     logging.disable_progress_bar()  # its widgets keep a notebook from rendering on GitHub; downloads still show theirs
     try:
         return auto_class.from_pretrained(path, **options)
@@ -204,6 +209,19 @@ def _from_pretrained(auto_class, path: str, **options):
         reason = (str(error).strip().splitlines() or ["no message"])[0]
         raise RuntimeError(f"{path!r} could not be loaded: {reason} Check the network, the name in MEDQA_MODEL and, for a gated "
                            "model, that you are logged in (notebook 01); then run again. Files already fetched are kept.") from None
+
+
+def _hub_answers() -> bool:
+    """Whether anything answers under the Hub's address. Without asking, transformers would try for minutes, file by file."""
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 42) -> PeftModel:

@@ -165,6 +165,7 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     start = time.perf_counter()
     trainer = fit(model, experiment, train, validation, collator, session, plan)
     train_time_s = time.perf_counter() - start
+    session.require_lasting()
     if trainer.is_world_process_zero():
         model.save_pretrained(adapter_dir)
         tokenizer.save_pretrained(adapter_dir)

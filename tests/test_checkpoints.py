@@ -202,6 +202,22 @@ def test_session_says_at_the_end_what_drive_lacks(tmp_path, capsys):
     assert "NOT SAFE YET" in (out := capsys.readouterr().out) and "lacks checkpoint-2" in out
 
 
+def test_require_lasting_refuses_a_drive_that_is_gone(tmp_path):
+    with CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY) as session:
+        session.require_lasting()
+        (tmp_path / "drive").rename(tmp_path / "away")
+        with pytest.raises(CheckpointError, match="only the evaluation is left"):
+            session.require_lasting()
+
+
+def test_session_explains_an_error_of_a_drive_that_already_lacks_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="checkpoint-2 is whole in"), \
+            CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY) as session:
+        (tmp_path / "drive").rename(tmp_path / "away")
+        save(session, 2)
+        raise OSError(errno.EROFS, "Read-only file system")
+
+
 def test_session_reports_a_copy_that_reads_back_differently(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(checkpoints, "hash_file", lambda path: "0" * 64 if "drive" in str(path) else "1" * 64)
     with CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY) as session:

@@ -172,16 +172,26 @@ def test_read_only_drive_is_retried_until_it_takes_the_copy(tmp_path, uninterrup
     assert_same_end(run, uninterrupted)
 
 
-@pytest.mark.parametrize("comes_back", [True, False])
-def test_vanished_drive_does_not_stop_training(tmp_path, uninterrupted, comes_back):
+def test_drive_that_vanishes_for_a_while_does_not_stop_training(tmp_path, uninterrupted):
     home, away = tmp_path / "home", tmp_path / "away"
-    moves = {3: (home / "checkpoints", away)} | ({9: (away, home / "checkpoints")} if comes_back else {})
+    moves = {3: (home, away), 9: (away, home)}
     run = run_to_end(home, scratch=tmp_path / "scratch", fault=functools.partial(fault_injection.rename_at_steps, moves))
-    assert "WARNING: checkpoint-4 is not on" in run.output
-    assert ("NOT SAFE YET" in run.output) != comes_back
-    if comes_back:
-        assert verify(checkpoint_dir(home) / f"checkpoint-{STEPS}") == []
+    assert "WARNING: checkpoint-4 is not on" in run.output and "NOT SAFE YET" not in run.output
+    assert verify(checkpoint_dir(home) / f"checkpoint-{STEPS}") == []
     assert_same_end(run, uninterrupted)
+
+
+def test_drive_that_stays_away_costs_no_training_and_no_fake_folder(tmp_path, uninterrupted):
+    home, away, scratch = tmp_path / "home", tmp_path / "away", tmp_path / "scratch"
+    run = Training(home, scratch=scratch, fault=functools.partial(fault_injection.rename_at_steps, {3: (home, away)}))
+    assert run.wait() == 1 and run.steps[-1] == STEPS
+    assert f"lacks checkpoint-{STEPS}" in run.output and "only the evaluation is left to do" in run.output
+    assert not home.exists()
+    away.rename(home)
+    again = run_to_end(home, scratch=scratch)
+    assert again.steps == []
+    assert verify(checkpoint_dir(home) / f"checkpoint-{STEPS}") == []
+    assert_same_end(again, uninterrupted)
 
 
 def test_sigterm_saves_stops_and_is_resumed(tmp_path, uninterrupted):
@@ -263,3 +273,60 @@ def test_two_processes_equal_one_save_once_and_resume_from_one(tmp_path):
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stdout.count("Skipped") == 1 and "Resuming from" in again.stdout and "checkpoint-2" in again.stdout
     pd.testing.assert_frame_equal(losses_of(tmp_path / "two"), two)
+
+
+CANARY = "hf_" + "canary" * 5
+
+
+def files_with_the_canary(*folders):
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert files
+    return [str(path) for path in files if CANARY.encode() in path.read_bytes()]
+
+
+def test_token_is_in_no_file_and_no_output(tmp_path):
+    environment = {"HF_TOKEN": CANARY, "HUGGING_FACE_HUB_TOKEN": CANARY}
+    run_to_end(tmp_path / "home", scratch=tmp_path / "scratch", environment=environment)
+    killed = Training(tmp_path / "home2", environment=environment, fault=fault_injection.limit_file_size_at_step_3)
+    assert killed.wait() == 1 and "Traceback" in killed.output
+    assert files_with_the_canary(tmp_path) == []
+
+
+def load_from_a_dead_hub(tmp_path, model):
+    """Load tokenizer and base model while nothing answers under the Hub's address."""
+    code = "from medqa_lib.model import load_base_model, load_tokenizer; load_tokenizer(); load_base_model(); print('loaded')"
+    variables = {"MEDQA_PROFILE": "gpu", "MEDQA_MODEL": model, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"),
+                 "HF_TOKEN": CANARY, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, timeout=120)
+
+
+def test_hub_that_is_gone_before_the_download_is_explained(tmp_path):
+    done = load_from_a_dead_hub(tmp_path, "someone/tiny")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("RuntimeError: 'someone/tiny' could not be loaded") \
+        and "Check the network" in done.stderr
+    assert CANARY not in done.stdout + done.stderr
+
+
+def cache_model(tmp_path, *, without=()):
+    """Put the smoke model into the Hub's cache, as a download would, less the files that it had not come to."""
+    from medqa_lib.config import PROFILES
+    from medqa_lib.model import model_path
+
+    repository = tmp_path / "hf" / "hub" / "models--someone--tiny"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    shutil.copytree(model_path(PROFILES["smoke"]), snapshot, ignore=shutil.ignore_patterns(*without))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+
+
+def test_hub_that_is_gone_during_the_download_is_explained(tmp_path):
+    cache_model(tmp_path, without=["*.safetensors"])
+    done = load_from_a_dead_hub(tmp_path, "someone/tiny")
+    assert done.returncode == 1 and "Files already fetched are kept" in done.stderr
+
+
+def test_hub_that_is_gone_after_the_download_does_not_matter(tmp_path):
+    cache_model(tmp_path)
+    done = load_from_a_dead_hub(tmp_path, "someone/tiny")
+    assert done.returncode == 0 and "loaded" in done.stdout, done.stderr[-3000:]
