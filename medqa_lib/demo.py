@@ -210,7 +210,7 @@ def write_space(folder: Path, adapters: dict[str, Path], profile: Profile | None
     for name, source in adapters.items():
         (folder / "adapters" / name).mkdir(parents=True, exist_ok=True)
         for file in (CONFIG, WEIGHTS):
-            shutil.copyfile(source / file, folder / "adapters" / name / file)
+            shutil.copy2(source / file, folder / "adapters" / name / file)  # with its date: the newest is shown first
     versions = {name: importlib.metadata.version(name).partition("+")[0] for name in SPACE_PACKAGES}
     (folder / "requirements.txt").write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
     (folder / "app.py").write_text(SPACE_APP.format(model=profile.model))
