@@ -1,6 +1,7 @@
 """The merged model as files that other programs read, and the gate that holds every way of asking it against the evaluated one.
 
-GGUF is written with `gguf`, the llama.cpp project's own package: its converter script is not on PyPI, and a Llama needs little of it.
+GGUF is written with `gguf`, the llama.cpp project's own package. Its converter script is on PyPI only as one person's copy, whose wheel
+overwrites `gguf`; of what that script can do a Llama needs little, and this writer gives the same tensors bit for bit.
 """
 
 from __future__ import annotations
