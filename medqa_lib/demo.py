@@ -163,7 +163,7 @@ def launch_app(app, port: int | None = None, block: bool = True) -> str:
 
     theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no fonts from elsewhere
     theme.set(block_info_text_color="*neutral_600", block_label_text_color="*neutral_700", block_title_text_color="*neutral_700",
-              body_text_color_subdued="*neutral_600")  # contrast of at least 7:1
+              body_text_color_subdued="*neutral_600", button_primary_background_fill_hover="*primary_700")  # contrast above 4.5:1
     _, address, _ = app.launch(server_port=port, share=False, ssr_mode=False, run_history=False, css=CSS, theme=theme,
                                prevent_thread_lock=not block)
     return address
