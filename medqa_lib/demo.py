@@ -153,7 +153,8 @@ def build_app(engine: Engine, max_new_tokens: int = 128):
         running = gr.on([ask.click, question.submit], respond, [question, adapter, length], [base, tuned, status], api_name="ask",
                         concurrency_limit=RUNNING, show_progress="minimal", show_progress_on=base, scroll_to_output=True)
         stopped = stop.click(None, cancels=running)
-        stopped.then(lambda: show_status("Stopped."), None, status, queue=False, api_visibility="private")
+        stopped.then(lambda asked: show_status("Stopped.", describes_emergency(asked)), question, status, queue=False,
+                     api_visibility="private")
     return app.queue(max_size=WAITING)
 
 
@@ -163,7 +164,8 @@ def launch_app(app, port: int | None = None, block: bool = True) -> str:
 
     theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no fonts from elsewhere
     theme.set(block_info_text_color="*neutral_600", block_label_text_color="*neutral_700", block_title_text_color="*neutral_700",
-              body_text_color_subdued="*neutral_600", button_primary_background_fill_hover="*primary_700")  # contrast above 4.5:1
+              body_text_color_subdued="*neutral_600", button_primary_background_fill="*primary_600",
+              button_primary_background_fill_hover="*primary_700")  # contrast above 4.5:1
     _, address, _ = app.launch(server_port=port, share=False, ssr_mode=False, run_history=False, css=CSS, theme=theme,
                                prevent_thread_lock=not block)
     return address

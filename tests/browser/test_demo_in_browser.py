@@ -135,12 +135,18 @@ def test_markup_and_prompt_markers_are_only_text(page, question):
     assert all(answers(page)) and page.locator("script").count() == scripts
 
 
-def test_emergency_notice_appears(page):
+def test_emergency_notice_appears_and_outlasts_a_stop(page):
+    notice = page.get_by_role("alert").filter(has_text=plain(EMERGENCY)[:40])
     ask(page, "My father has chest pain and he is sweating", tokens=5)
-    expect(page.get_by_role("alert").filter(has_text=plain(EMERGENCY)[:40])).to_be_visible()
+    expect(notice).to_be_visible(timeout=PATIENCE_MS)
     expect_status(page, "Done.")
-    expect(page.get_by_role("alert").filter(has_text=plain(EMERGENCY)[:40])).to_be_visible()
+    expect(notice).to_be_visible()
     take_screenshot(page, "emergency")
+    ask(page, "I have chest pain", tokens=512)
+    expect_status(page, "Answering")
+    page.get_by_role("button", name="Stop").click()
+    expect_status(page, "Stopped.")
+    expect(notice).to_be_visible()
 
 
 def test_disclaimer_stays_in_sight_and_nothing_is_cut_off(page):
