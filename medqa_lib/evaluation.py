@@ -92,7 +92,8 @@ def evaluate_run(folder: Path, adapter_dir: Path | None, splits, profile: Profil
     store = generation.AnswerStore(home / "answers" / profile.model_slug / f"{folder.name}.jsonl")
     adapter = generation.hash_adapter(adapter_dir)
     start = time.perf_counter()
-    answers = generation.generate_records(model, tokenizer, list(test["question"]), profile.max_new_tokens, store=store, adapter_hash=adapter)
+    answers = generation.generate_records(model, tokenizer, list(test["question"]), profile.max_new_tokens, store=store,
+                                          adapter_hash=adapter)
     answer_time_s = time.perf_counter() - start
     shown = generation.generate_answers(model, tokenizer, SHOWCASE_QUESTIONS, profile.max_new_tokens, store=store, adapter_hash=adapter)
     options = likelihood.option_accuracy(model, tokenizer, list(test["question"]), list(test["choices"]))

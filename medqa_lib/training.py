@@ -170,8 +170,9 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
         model.save_pretrained(adapter_dir)
         tokenizer.save_pretrained(adapter_dir)
     trainable, share = trainable_share(model)
-    numbers = {"train_time_s": train_time_s, "trained_steps": trainer.state.global_step, "trained_tokens": trainer.state.num_input_tokens_seen,
-               "trainable_parameters": trainable, "trainable_share": share, "training_path": plan.path}
+    numbers = {"train_time_s": train_time_s, "trained_steps": trainer.state.global_step,
+               "trained_tokens": trainer.state.num_input_tokens_seen, "trainable_parameters": trainable,
+               "trainable_share": share, "training_path": plan.path}
     if torch.cuda.is_available():
         numbers["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     losses = loss_history(trainer.state.log_history)

@@ -76,7 +76,7 @@ def record_batches(monkeypatch, seen):
 
 
 def assert_same(run, other):
-    """The same tokens and, at each logged step, the same loss and rate: bit for bit on a CPU; to 1e-3 on a GPU, where sums have no order."""
+    """The same tokens, and at each logged step the same loss and rate: bit for bit on a CPU, to 1e-3 on a GPU (unordered sums)."""
     assert run.tokens == other.tokens
     if torch.cuda.is_available():
         pd.testing.assert_frame_equal(run.losses, other.losses, rtol=0, atol=1e-3)
