@@ -30,6 +30,9 @@ RUN_STYLES = {
     "exp_005": (VERMILION, "-", "o"),
     "ablation_full_sequence": (PURPLE, "-", "^"), "ablation_padding_supervised": (PURPLE, "--", "v"), "ablation_no_eos": (PURPLE, ":", "<"),
 }
+# A comparison of label policies names its rows by policy: each looks like the run that has it.
+RUN_STYLES |= {name.removeprefix("ablation_"): style for name, style in RUN_STYLES.items() if name.startswith("ablation_")}
+RUN_STYLES |= {"preshifted": RUN_STYLES["exp_003"], "aligned": RUN_STYLES["exp_004"]}
 OTHER_STYLE = ("#AAAAAA", ":", "D")
 SHARED_METRICS = ("rouge1", "rouge2", "rougeL", "bleu", "token_f1", "bertscore_f1")
 UNITS = {name: label for name, (label, _) in METRICS.items()} | {"validation_loss": "Validation loss (nats / token)"}
