@@ -11,6 +11,7 @@ from pathlib import Path
 from medqa_lib.config import home_dir
 
 DRIVE = Path("/content/drive")
+SCRATCH = Path("/content/medqa_scratch")
 TOKEN_NAME = "HF_TOKEN"
 
 
@@ -59,6 +60,7 @@ def mount_drive() -> Path:
     if in_colab() and "MEDQA_HOME" not in os.environ:
         if (DRIVE / "MyDrive").is_dir() or _mount():
             os.environ["MEDQA_HOME"] = str(DRIVE / "MyDrive" / "medqa")
+            os.environ.setdefault("MEDQA_SCRATCH", str(SCRATCH))  # the Trainer saves here; checkpoints are then copied to Drive
         else:
             print("Results stay on this runtime and are lost with it. Run this cell again and allow access to Drive to keep them.")
     return project_dir()

@@ -276,7 +276,8 @@ def loss_history(log: list[dict]) -> pd.DataFrame:
 def main() -> None:
     """Train the experiments that the command line names."""
     parser = argparse.ArgumentParser(prog="medqa_lib.training", description=run_experiment.__doc__.splitlines()[0])
-    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="for example exp_004; `base` and `base_random` evaluate the untuned model")
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT",
+                        help="for example exp_004; `base` and `base_random` evaluate the untuned model")
     for name in parser.parse_args().experiments:
         run = run_base(prepare_splits(by="random") if name == "base_random" else None, name=name) \
             if name in ("base", "base_random") else run_experiment(name)

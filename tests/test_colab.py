@@ -10,13 +10,14 @@ import lint_notebooks
 import pytest
 
 from medqa_lib import colab
+from medqa_lib.checkpoints import checkpoint_folders
 
 CANARY = "hf" + "_canary" * 5
 
 
 @pytest.fixture(autouse=True)
 def outside_colab(monkeypatch, tmp_path):
-    for name in ("COLAB_RELEASE_TAG", "HF_TOKEN", "MEDQA_HOME"):
+    for name in ("COLAB_RELEASE_TAG", "HF_TOKEN", "MEDQA_HOME", "MEDQA_SCRATCH"):
         monkeypatch.setenv(name, "")  # so that the test's own changes are undone, too
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
@@ -102,6 +103,8 @@ def test_mount_drive_moves_home_to_drive_and_mounts_once(fake_colab, tmp_path):
     assert colab.mount_drive() == expected
     assert expected.is_dir()
     assert os.environ["MEDQA_HOME"] == str(expected)
+    local, lasting = checkpoint_folders(expected, "run")
+    assert local == colab.SCRATCH / "checkpoints" / "run" and lasting == expected / "checkpoints" / "run", "saved locally, copied to Drive"
     del os.environ["MEDQA_HOME"]  # as in the next notebook's kernel on the same runtime
     assert colab.mount_drive() == colab.project_dir() == expected
     assert fake_colab.calls == 1
