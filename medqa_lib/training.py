@@ -232,9 +232,8 @@ def fit(model, experiment: Experiment, train, validation, collator, session: Che
         trainer.remove_callback(PrinterCallback)
         trainer.lora_plus_ratio = experiment.lora_plus_ratio
         try:
-            if experiment.labels != "preshifted":  # the check holds the loss against the next token, which that policy is not about
-                check_trainer_loss(trainer)
-                trainer.state.num_input_tokens_seen = 0
+            check_trainer_loss(trainer)
+            trainer.state.num_input_tokens_seen = 0
             trainer.train(resume_from_checkpoint=session.resume_from())
             return trainer
         except torch.OutOfMemoryError:
