@@ -54,7 +54,7 @@ class _CacheView:
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, slot: torch.Tensor):
         self.keys, self.values, self.slot = keys, values, slot
 
-    def update(self, key, value, layer: int, *_):
+    def update(self, key, value, layer: int, *_, **__):
         """Write (B, key heads, 1, D) at the current slot and return all slots. Exact: later ones are masked, so they weigh 0."""
         self.keys[layer].index_copy_(2, self.slot, key)
         self.values[layer].index_copy_(2, self.slot, value)
