@@ -121,8 +121,8 @@ class Profile:
 
 PROFILES = {
     "gpu": Profile("gpu", "tinyllama-1.1b-chat", bertscore_encoder="roberta-large"),
-    "cpu": Profile("cpu", "smollm2-135m", step_divisor=20, effective_batch=8, max_length_tokens=96, log_and_save_steps=5,
-                   max_new_tokens=128, validation_pairs=24, test_questions=16, bertscore_encoder="all-minilm-l6-v2"),
+    "cpu": Profile("cpu", "smollm2-135m", step_divisor=25, effective_batch=8, max_length_tokens=96, log_and_save_steps=8,
+                   max_new_tokens=64, validation_pairs=24, test_questions=16, bertscore_encoder="all-minilm-l6-v2"),
     "smoke": Profile("smoke", "smoke-llama", step_divisor=100, effective_batch=4, max_length_tokens=192, log_and_save_steps=2,
                      max_new_tokens=8, validation_pairs=8, test_questions=4),
 }
