@@ -13,6 +13,7 @@ The trial with the lowest loss of all becomes exp_005.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 
@@ -96,6 +97,7 @@ def changed_fields(experiment: Experiment, reference: Experiment) -> dict:
             if field not in ("name", "question", "partner", "differs_in", "lora") and value != flat[1][field]}
 
 
+@functools.cache
 def measure_tinyllama_share(lora: LoraSettings) -> float:
     """The share of TinyLlama's parameters that these settings would train, from its configuration alone."""
     from transformers import LlamaConfig, LlamaForCausalLM
