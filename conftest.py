@@ -23,6 +23,7 @@ def pytest_configure() -> None:
         os.environ["MEDQA_DATA_DIR"] = os.path.abspath(os.environ["MEDQA_DATA_DIR"])
 
 
+@pytest.hookimpl(optionalhook=True)  # a GPU machine may lack pytest-xdist: pytest -o addopts=--import-mode=importlib FILE
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """With the notebooks two processes, which halves four minutes on two cores; without them none, so a single test starts at once."""
     return 2 if config.option.nbmake else 0

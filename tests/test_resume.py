@@ -21,15 +21,19 @@ from medqa_lib.training import AnswerTrainer, train_adapter
 SMOKE = dataclasses.replace(PROFILES["smoke"], step_divisor=50)  # exp_004: 8 steps, saved every 2
 
 
-@pytest.fixture(scope="module")
-def splits():
-    """Made-up pairs of several lengths; 14 rows in batches of 4, so the data is passed through more than once."""
+def make_splits(train_rows=14):
+    """Made-up pairs of several lengths."""
     def pairs(n, first=0):
         rows = [(f"What is disease {i}?", f"Disease {i} is an illness. " + "It passes. " * (i % 5 + 1)) for i in range(first, first + n)]
         return Dataset.from_dict({"question": [q for q, _ in rows], "answer": [a for _, a in rows], "source": ["medquad"] * n,
                                   "group": [str(i) for i in range(first, first + n)], "choices": [""] * n, "focus_area": [""] * n})
 
-    return DatasetDict(train=pairs(14), validation=pairs(4, 100), test=pairs(4, 200))
+    return DatasetDict(train=pairs(train_rows), validation=pairs(4, 100), test=pairs(4, 200))
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return make_splits()  # 14 rows in batches of 4, so the data is passed through more than once
 
 
 def train(splits, folder, **changes):

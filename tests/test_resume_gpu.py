@@ -1,0 +1,68 @@
+"""On a GPU: interrupted and resumed equals never interrupted, and memory that really runs out changes no result. Not in CI."""
+
+import gc
+
+import pytest
+import torch
+from test_resume import Interrupted, interrupt_after, make_splits, record_batches, train
+
+from medqa_lib.config import LoraSettings
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+SETTINGS = {"max_steps": 12, "log_and_save_steps": 2, "learning_rate": 0.02}  # a rate at which 12 steps change the loss
+
+
+@pytest.fixture(params=["chosen", "padded"])
+def path(request, monkeypatch):
+    """The training path that this GPU gets, and the plain one."""
+    if request.param == "padded":
+        monkeypatch.setenv("MEDQA_FAST", "0")
+    return request.param
+
+
+def watched(monkeypatch, splits, folder, stop_after=None, **settings):
+    """A run with what it did on the way: (step, learning rate) after each step, (step, hash) of each batch."""
+    rates, batches = [], []
+    with monkeypatch.context() as patch:
+        record_batches(patch, batches)
+        interrupt_after(patch, stop_after, rates)
+        run = train(splits, folder, **SETTINGS | settings)
+    return run, rates, batches
+
+
+def test_resumed_equals_uninterrupted(path, tmp_path, monkeypatch):
+    splits = make_splits(30)
+    whole, rates, batches = watched(monkeypatch, splits, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        watched(monkeypatch, splits, tmp_path / "resumed", stop_after=7)
+    resumed, rates_after, batches_after = watched(monkeypatch, splits, tmp_path / "resumed")
+    assert [step for step, _ in rates_after] == list(range(7, 13)), "goes on from checkpoint-6"
+    assert rates_after == rates[6:] and batches_after == [batch for batch in batches if batch[0] >= 6]
+    assert resumed.tokens == whole.tokens and list(resumed.losses["step"]) == list(whole.losses["step"])
+    difference = (resumed.losses["loss"] - whole.losses["loss"]).abs().max()
+    print(f"{path}: loss {whole.losses['loss'].iloc[0]:.4f} -> {whole.losses['loss'].iloc[-1]:.4f}, resumed differs by {difference:.1e}")
+    assert whole.losses["loss"].iloc[0] - whole.losses["loss"].iloc[-1] > 0.1
+    assert difference <= 1e-3
+
+
+def test_real_out_of_memory_halves_the_micro_batch(path, tmp_path, monkeypatch, capsys):
+    settings = {"effective_batch": 64, "max_steps": 2, "lora": LoraSettings(dropout=0.0)}  # masks are drawn a micro-batch at a time
+    splits = make_splits(64)
+
+    def peak_memory(folder):
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return watched(monkeypatch, splits, tmp_path / folder, **settings)[0], torch.cuda.max_memory_reserved()
+
+    enough, full_bytes = peak_memory("enough")
+    assert "64 rows x 1" in capsys.readouterr().out
+    torch.cuda.set_per_process_memory_fraction(0.7 * full_bytes / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        little, capped_bytes = peak_memory("little")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "32 rows x 2: 64 did not fit; a step still has 64 rows" in capsys.readouterr().out
+    print(f"{path}: {full_bytes / 2**20:.0f} MiB without a limit, {capped_bytes / 2**20:.0f} MiB with one")
+    assert little.tokens == enough.tokens
+    assert list(little.losses["loss"]) == pytest.approx(list(enough.losses["loss"]), abs=1e-3)
