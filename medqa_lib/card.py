@@ -23,6 +23,8 @@ POLICY_NOTES = {
     "padding_supervised": "Ablation: padding, which is the end token, was supervised too.",
     "no_eos": "Ablation: the answer was supervised without its end token, so the model does not learn to stop.",
 }
+TRUNCATION_NOTES = {"sentence": "cut after the last sentence that fits", "cut": "cut where the limit is, without an end token",
+                    "drop": "left out of training"}
 LICENCES = """\
 | what | licence | what follows |
 | --- | --- | --- |
@@ -131,13 +133,17 @@ def _show_results(run: RunResult, base: RunResult) -> str:
 
 
 def _show_recipe(run: RunResult, experiment: dict) -> str:
-    lora = experiment["lora"]
+    lora, ratio = experiment["lora"], experiment["lora_plus_ratio"]
+    faster = f" (LoRA+: {ratio:g} times that for B)" if ratio else ""
+    variant = "".join(f"{name}, " for name in ("rsLoRA", "DoRA") if lora[f"use_{name.lower()}"])
     rows = {
-        "LoRA": f"r {lora['r']}, alpha {lora['alpha']}, dropout {lora['dropout']}, on {', '.join(lora['target_modules'])}",
+        "LoRA": f"{variant}r {lora['r']}, alpha {lora['alpha']}, dropout {lora['dropout']}, on {', '.join(lora['target_modules'])}",
         "trainable": f"{run.metrics['trainable_parameters']:,} parameters, {run.metrics['trainable_share']:.3%}",
         "base weights": "NF4 4-bit, double quantisation",
         "steps": f"{experiment['max_steps']} of {experiment['effective_batch']} examples, at most {experiment['max_length_tokens']} tokens",
-        "learning rate": f"{experiment['learning_rate']:g}, {experiment['lr_scheduler']}, warm-up {experiment['warmup_share']:.0%}",
+        "long answers": TRUNCATION_NOTES[experiment["truncation"]],
+        "learning rate": f"{experiment['learning_rate']:g}{faster}, {experiment['lr_scheduler']}, warm-up {experiment['warmup_share']:.0%}",
+        "weight decay": f"{experiment['weight_decay']:g}",
         "seed": experiment["seed"],
         "hardware": f"{run.config['gpu']}, {run.metrics['train_time_s'] / 60:.1f} min",
         "versions": ", ".join(f"{name} {version}" for name, version in run.config["versions"].items() if version),

@@ -74,6 +74,7 @@ def _experiments() -> dict[str, Experiment]:
     for run in (higher, fixed):
         runs.append(dataclasses.replace(run, name=f"{run.name}_random", split="random", partner=run.name, differs_in=("split",),
                                         question=f"How much does a leaking random split flatter {run.name}?"))
+    for run in (higher, fixed):
         for seed in (43, 44):
             runs.append(dataclasses.replace(run, name=f"{run.name}_seed{seed}", seed=seed, partner=run.name, differs_in=("seed",),
                                             question=f"How much of {run.name} is the luck of one seed?"))

@@ -50,6 +50,8 @@ def find_adapters(source: str | Path | None = None, profile: Profile | None = No
         root = Path(source).expanduser() if Path(source).expanduser().exists() else _download_adapters(str(source))
     folders = [file.parent for file in root.rglob(CONFIG) if (file.parent / WEIGHTS).exists()]
     folders = [folder for folder in folders if "checkpoint-" not in folder.relative_to(root).as_posix()]
+    if source is None:
+        folders = [folder for folder in folders if not folder.name.startswith("search_")]  # trials of `search`
     if source is not None and not folders:
         raise ValueError(f"There is no adapter in {source}, nor in its subfolders: expected {CONFIG} and {WEIGHTS}. A pickle "
                          "(adapter_model.bin) is not loaded, since it can run code.")

@@ -81,6 +81,19 @@ def test_write_card_names_recipe_labels_licences_and_limits(card):
     assert "bert_score" not in card
 
 
+def test_write_card_names_what_differs_from_plain_lora(home):
+    from medqa_lib.results import load_runs
+
+    config = load_runs(home / "results")["exp_004"].config
+    recipe = config["identity"]["experiment"]
+    recipe |= {"learning_rate": 1e-3, "lr_scheduler": "cosine", "lora_plus_ratio": 16.0, "truncation": "drop", "weight_decay": 0.01}
+    recipe["lora"] |= {"use_rslora": True, "use_dora": True}
+    card = make_card(home, config=config)
+    for text in ("| rsLoRA, DoRA, r 8,", "| 0.001 (LoRA+: 16 times that for B), cosine, warm-up 3% |", "| weight decay | 0.01 |",
+                 "| long answers | left out of training |"):
+        assert text in card, text
+
+
 def test_write_card_warns_of_an_adapter_that_was_trained_on_the_bug(home):
     from medqa_lib.results import load_runs
 

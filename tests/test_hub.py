@@ -66,7 +66,8 @@ def test_find_adapters_names_those_in_subfolders_and_skips_checkpoints(adapter, 
 def test_find_adapters_reads_the_runs_of_this_profile(adapter, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDQA_HOME", str(tmp_path))
     assert hub.find_adapters(None, SMOKE) == {}
-    shutil.copytree(adapter, tmp_path / "adapters" / "smoke-llama" / "exp_003")
+    for name in ("exp_003", "search_cosine_1e-3"):  # the second is a trial of the search
+        shutil.copytree(adapter, tmp_path / "adapters" / "smoke-llama" / name)
     assert list(hub.find_adapters(None, SMOKE)) == ["exp_003"]
 
 
