@@ -6,6 +6,7 @@ A figure is returned closed, so a notebook shows it once: as the last expression
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -241,3 +242,28 @@ def plot_lengths(lengths: pd.DataFrame, limit_tokens: int) -> Figure:
             panel.set(xscale="log", xlabel="Tokens (log scale)", ylabel="Pairs")
             panel.set_title(f"{source}: {len(tokens):,} pairs, median {tokens.median():.0f}, {(tokens > limit_tokens).mean():.1%} longer")
         return _finish(figure, f"Prompt, answer and end mark together. Dashed: the limit of {limit_tokens} tokens in training.")
+
+
+def plot_search(table: pd.DataFrame) -> Figure:
+    """Validation loss of every trial of the search, a row a trial, a colour and a marker a round.
+
+    Args:
+        table: `search.search_table`'s: round, name, validation_loss, status. A trial without a loss shows its status instead.
+    """
+    with plt.rc_context(STYLE):
+        figure, panel = plt.subplots(figsize=(9, 1.2 + 0.3 * len(table)))
+        for number, color, marker in zip((1, 2, 3), (BLUE, ORANGE, GREEN), "os^", strict=True):
+            rows = table[table["round"] == number]
+            panel.plot(rows["validation_loss"], rows.index, marker, color=color, label=f"Round {number}")
+        for place, row in table.iterrows():
+            if np.isfinite(row["validation_loss"]):
+                panel.annotate(f"{row['validation_loss']:.4f}", (row["validation_loss"], place), xytext=(7, 0), textcoords="offset points",
+                               va="center", fontsize=9)
+            else:
+                panel.text(0.01, place, row["status"][:60], transform=panel.get_yaxis_transform(), va="center", fontsize=9)
+        panel.set_yticks(table.index, [textwrap.fill(name.replace("+", " + "), 44) for name in table["name"]], fontsize=8)
+        panel.invert_yaxis()
+        panel.margins(x=0.15, y=0.03)
+        panel.set_xlabel(UNITS["validation_loss"])
+        figure.legend(loc="outside right upper", frameon=False)
+        return _finish(figure, "Merged model, whole validation split, right labels. One seed a trial.")

@@ -11,7 +11,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[1] / "notebooks"
 BADGE = "(https://colab.research.google.com/github/medqa/medqa/blob/main/notebooks/{})"
 HEADINGS = ("Question", "Needs", "Reads", "Writes", "Next")
-WITH_FIGURES = ("03", "04", "11", "12", "13", "14", "20", "21")
+WITH_FIGURES = ("03", "04", "11", "12", "13", "14", "15", "20", "21")
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 PRIVATE_PATH = re.compile(r"(?<![\w.~/-])(?:/(?:home|root|Users|tmp|var|opt|usr|mnt|srv|work)/[\w.-]+|[A-Z]:\\+Users)")
 MAX_CELLS, MAX_LINES, MAX_BYTES = 40, 15, 1_000_000

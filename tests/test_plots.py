@@ -132,3 +132,13 @@ def test_plot_lengths_counts_all_pairs_and_those_beyond_the_limit():
     assert titles == ["medquad: 4 pairs, median 96, 50.0% longer", "afrimedqa: 1 pairs, median 20, 0.0% longer"]
     assert [sum(bar.get_height() for bar in panel.patches) for panel in figure.axes] == [4, 1]
     assert all(panel.get_xlabel() and panel.get_ylabel() for panel in figure.axes)
+
+
+def test_plot_search_shows_every_trial_with_its_loss_or_its_status():
+    table = pd.DataFrame({"round": [1, 1, 2], "name": ["a", "b", "a+c"], "validation_loss": [2.5, np.nan, 2.25],
+                          "status": ["done", "failed: out of luck", "done"]})
+    [panel] = plots.plot_search(table).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["a", "b", "a + c"]
+    assert [text.get_text() for text in panel.texts] == ["2.5000", "failed: out of luck", "2.2500"]
+    assert panel.lines[1].get_xydata().tolist() == [[2.25, 2]]
+    assert panel.get_xlabel() == "Validation loss (nats / token)"
