@@ -138,3 +138,16 @@ def summary_table(runs: dict[str, RunResult], columns: Sequence[str] = ("validat
     table = pd.DataFrame({name: run.metrics for name, run in runs.items()}).T
     kept = [column for column in columns if column in table and table[column].notna().any()]
     return table[[*kept, "n_test"]].astype({"n_test": int})
+
+
+def describe_gpu_time(runs: dict[str, RunResult], dollars_per_hour: float = 3.0) -> str:
+    """GPU time of a study and what it costs at an assumed price, in words. Training and answering count, loading and scoring do not."""
+    if all(run.config["gpu"].startswith("none") for run in runs.values()):
+        return "No GPU was used."
+    trained = [run.metrics for run in runs.values() if "train_time_s" in run.metrics]
+    train_s = sum(metrics["train_time_s"] for metrics in trained)
+    answer_s = sum(run.metrics.get("answer_time_s", 0) for run in runs.values())
+    mean_s = sum(metrics["train_time_s"] + metrics["answer_time_s"] for metrics in trained) / max(1, len(trained))
+    return (f"{len(trained)} runs trained for {train_s / 60:.0f} minutes, and with the untuned model's they answered for "
+            f"{answer_s / 60:.0f}: {(train_s + answer_s) / 3600:.2f} GPU hours, or ${dollars_per_hour * (train_s + answer_s) / 3600:.2f} "
+            f"at an assumed ${dollars_per_hour:.0f} an hour; {mean_s:.0f} s and ${dollars_per_hour * mean_s / 3600:.2f} a trained run.")
