@@ -20,6 +20,7 @@ CHUNK = 512  # tokens that one program of `group_grad_kernel` sums over; chunks 
 
 @triton.jit
 def add_rstd_kernel(h_ptr, d_ptr, sum_ptr, rstd_ptr, eps, W: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    """sum = h + d and rstd = 1 / sqrt(mean(sum^2) + eps) of one row; without ADD the sum is h and is not written."""
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     x = tl.load(h_ptr + row * W + col, mask=col < W, other=0.0)
@@ -33,6 +34,7 @@ def add_rstd_kernel(h_ptr, d_ptr, sum_ptr, rstd_ptr, eps, W: tl.constexpr, ADD: 
 
 @triton.jit
 def norm_grad_kernel(x_ptr, rstd_ptr, norm_ptr, grad_ptr, residual_ptr, out_ptr, W: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    """out = gradient of x, where grad is that of x * rstd * norm; with ADD plus the residual's gradient."""
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     rstd = tl.load(rstd_ptr + row)
@@ -87,14 +89,15 @@ def _load_a(a_ptr, k, dtype: tl.constexpr, W: tl.constexpr, RANK: tl.constexpr, 
     return tl.load(a_ptr + r[:, None] * W + k[None, :], mask=(r < RANK)[:, None] & (k < W)[None, :], other=0.0).to(dtype)
 
 
-@triton.jit(do_not_specialize=["rows", "seed"])
-def group_input_kernel(source_ptr, rstd_ptr, norm_ptr, a0_ptr, a1_ptr, a2_ptr, out_ptr, rows, seed, factor,
+@triton.jit(do_not_specialize=["rows"])
+def group_input_kernel(source_ptr, rstd_ptr, norm_ptr, a0_ptr, a1_ptr, a2_ptr, out_ptr, rows, seed_ptr, factor,
                        W: tl.constexpr, STRIDE: tl.constexpr, MODE: tl.constexpr, N: tl.constexpr, RANK: tl.constexpr,
                        PAD: tl.constexpr, THRESHOLD: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr):
     """out[:, :W] = input, out[:, W:] = xa = factor * dropout(input) @ A.T of each adapter."""
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     t = tl.where(t < rows, t, -1)
     dtype: tl.constexpr = out_ptr.dtype.element_ty
+    seed = tl.load(seed_ptr)
     xa0 = tl.zeros((BT, PAD), tl.float32)
     xa1 = tl.zeros((BT, PAD), tl.float32)
     xa2 = tl.zeros((BT, PAD), tl.float32)
@@ -130,14 +133,15 @@ def _adapter_grad(x, dx, da, bits, dxa_ptr, a, t, factor, COLUMNS: tl.constexpr,
     return dx, da
 
 
-@triton.jit(do_not_specialize=["rows", "seed"])
-def group_grad_kernel(source_ptr, rstd_ptr, norm_ptr, a0_ptr, a1_ptr, a2_ptr, grad_ptr, dxa_ptr, out_ptr, da_ptr, rows, seed, factor,
+@triton.jit(do_not_specialize=["rows"])
+def group_grad_kernel(source_ptr, rstd_ptr, norm_ptr, a0_ptr, a1_ptr, a2_ptr, grad_ptr, dxa_ptr, out_ptr, da_ptr, rows, seed_ptr, factor,
                       W: tl.constexpr, MODE: tl.constexpr, N: tl.constexpr, RANK: tl.constexpr, PAD: tl.constexpr,
                       THRESHOLD: tl.constexpr, NEED_INPUT: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, CHUNK: tl.constexpr):
     """out = gradient of the group's input (SWIGLU: of gate and up), da[chunk] = this chunk's part of A's gradients (N * PAD, W)."""
     k = tl.program_id(0) * BK + tl.arange(0, BK)
     first = tl.program_id(1) * CHUNK
     dtype: tl.constexpr = source_ptr.dtype.element_ty
+    seed = tl.load(seed_ptr)
     a0 = _load_a(a0_ptr, k, dtype, W, RANK, PAD)
     a1 = _load_a(a1_ptr, k, dtype, W, RANK, PAD)
     a2 = _load_a(a2_ptr, k, dtype, W, RANK, PAD)
@@ -197,12 +201,12 @@ def rope_kernel(x_ptr, cos_ptr, sin_ptr, sign, STRIDE: tl.constexpr, HEADS: tl.c
 
 @triton.jit
 def cross_entropy_kernel(logits_ptr, target_ptr, loss_ptr, scale_ptr, V: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr):
-    """loss[row] = scale * -log softmax(logits[row])[target[row]]; with GRAD the logits are overwritten by their gradient."""
+    """loss[row] = scale * -log softmax(logits[row])[target[row]], 0 for a negative target; with GRAD the logits become their gradient."""
     row = tl.program_id(0).to(tl.int64)
     at = logits_ptr + row * V
     target = tl.load(target_ptr + row)
-    scale = tl.load(scale_ptr)
-    target_logit = tl.load(at + target).to(tl.float32)  # before any gradient overwrites it
+    scale = tl.load(scale_ptr) * (target >= 0)
+    target_logit = tl.load(at + tl.maximum(target, 0)).to(tl.float32)  # before any gradient overwrites it
     largest = float("-inf")
     total = 0.0
     for start in range(0, V, BLOCK):

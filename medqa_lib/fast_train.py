@@ -1,13 +1,14 @@
-"""The fast training path: a Llama with LoRA whose decoder layers are one autograd function each.
+"""The fast training path: loss and LoRA gradients of a Llama in one pass, replayed as a CUDA graph.
 
 It computes what transformers and PEFT compute, on PEFT's own parameters, for documents laid end to end (T tokens, no padding):
 checkpoints, callbacks, gradient clipping and `accelerate launch` see the model that they know. Needs bfloat16 on a GPU of
 capability 8.0 or more; MEDQA_FAST=0 switches it off. What makes it fast, and why that is exact:
 
+- The GPU never waits for the CPU: a pass of a thousand kernels is recorded once a size and replayed with one call (`FastStep`).
 - NF4 is dequantised once instead of at every use: the same numbers, kept.
 - q, k, v and gate, up are one matmul each, and LoRA's B is inside it (`LinearGroup`).
 - What is cheap to compute again (norms, SwiGLU, dropout masks) is not stored (`fast_kernels`).
-- Logits exist for answer tokens only, a few thousand at a time; the others have no part in the loss.
+- Logits exist for a few thousand tokens at a time and turn into their gradient in place.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+
+from medqa_lib.labels import IGNORE_INDEX
 
 try:
     import triton
@@ -26,6 +29,7 @@ except ImportError:  # no Triton on this platform: the standard path is used
     triton = None
 
 LOGIT_ROWS = 4096
+BUCKET = 512  # graphs are recorded for multiples of this many tokens
 PLAIN, NORM, SWIGLU = 0, 1, 2  # what a group's input is made from, see fast_kernels
 
 
@@ -63,10 +67,15 @@ class LinearGroup:
 
     def weight(self) -> torch.Tensor:
         """(rows, W + columns): the frozen weights with the present B beside them."""
-        weight = self._dequantize() if self.kept is None else self.kept
+        if self.kept is not None:
+            return self.kept  # `FastStep` has put B there
+        weight = self._dequantize()
+        self.copy_b(weight)
+        return weight
+
+    def copy_b(self, weight: torch.Tensor) -> None:
         for slot, b in zip(self.slots, self.parameters[1::2], strict=True):
             weight[slot].copy_(b)
-        return weight
 
     def _arguments(self, source, training: bool):
         """A's pointers (any tensor stands for one that is not used), the factor on xa and the constants that both kernels share."""
@@ -75,7 +84,7 @@ class LinearGroup:
         constants = dict(W=self.width, N=len(self.slots), RANK=self.rank, PAD=self.pad, THRESHOLD=round(p * 2**32))
         return a, self.scaling / (1.0 - p), constants
 
-    def forward(self, mode: int, source, rstd, norm, training: bool, seed: int):
+    def forward(self, mode: int, source, rstd, norm, training: bool, seed):
         """(T, rows) output and (T, columns) xa, of a source (T, W) or, for SWIGLU, (T, 2 W)."""
         tokens, weight = source.shape[0], self.weight()
         if mode == PLAIN and not self.slots:
@@ -87,12 +96,12 @@ class LinearGroup:
         x = x[:, : self.width + self.columns]
         return x @ weight.t(), x[:, self.width :].contiguous()
 
-    def backward(self, grad, xa, mode: int, source, rstd, norm, training: bool, seed: int, need_input: bool = True):
-        """Gradients of the source (NORM: of the norm's output) and of this group's A and B in turn."""
-        weight = self.weight() if self.kept is None else self.kept
+    def backward(self, grad, xa, mode: int, source, rstd, norm, training: bool, seed, need_input: bool = True):
+        """Gradient of the source (NORM: of the norm's output); those of A and B go into `gradients`."""
+        weight = self.weight()
         dx = grad @ weight[:, : self.width] if need_input else None
         if mode != SWIGLU and not self.slots:
-            return dx, []
+            return dx
         a, factor, constants = self._arguments(source, training)
         dxa = grad @ weight[:, self.width :]
         chunks = triton.cdiv(grad.shape[0], kernels.CHUNK)
@@ -101,13 +110,13 @@ class LinearGroup:
         kernels.group_grad_kernel[triton.cdiv(self.width, 64), chunks](
             source, rstd, norm, *a, dx, dxa, out, da, grad.shape[0], seed, factor, MODE=mode, NEED_INPUT=need_input, BT=32, BK=64,
             CHUNK=kernels.CHUNK, **constants)
-        if not self.slots:
-            return out, []
-        da, db, grads = da.sum(0), grad.t() @ xa, []
+        if self.slots:
+            db = grad.t() @ xa
         for i, (rows, _) in enumerate(self.slots):
             part = slice(i * self.pad, i * self.pad + self.rank)
-            grads += [da[part], db[rows, part]]  # autograd casts to the parameters' float32
-        return out, grads
+            torch.sum(da[:, part], 0, out=self.gradients[2 * i])
+            self.gradients[2 * i + 1].copy_(db[rows, part])
+        return out
 
 
 class DecoderLayer:
@@ -142,101 +151,171 @@ class DecoderLayer:
                                                         batch.longest, 0.0, True, rng, unused, scale=self.scaling)
 
 
-class LayerFunction(torch.autograd.Function):
-    """A decoder layer. Its input is hidden + delta, its outputs are the next layer's hidden and delta, (T, W) each.
+    def forward(self, hidden, delta, batch, seeds):
+        """The next layer's hidden and delta, (T, W) each, and what `backward` needs. This layer's input is hidden + delta.
 
-    The sum is left to the next layer, which reads both anyway to normalise them.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, delta, layer, batch, seeds, *parameters):
-        qkv_group, o_group, up_group, down_group = layer.groups
-        h1, rstd1 = kernels.add_rstd(hidden, delta, layer.eps)
-        qkv, xa1 = qkv_group.forward(NORM, h1, rstd1, layer.norms[0], batch.training, seeds[0])
-        layer.rotate(qkv, batch, 1.0)
-        attended = layer.attend(qkv, batch)
+        The sum is left to the next layer, which reads both anyway to normalise them.
+        """
+        qkv_group, o_group, up_group, down_group = self.groups
+        h1, rstd1 = kernels.add_rstd(hidden, delta, self.eps)
+        qkv, xa1 = qkv_group.forward(NORM, h1, rstd1, self.norms[0], batch.training, seeds[0])
+        self.rotate(qkv, batch, 1.0)
+        attended = self.attend(qkv, batch)
         delta, xa2 = o_group.forward(PLAIN, attended[0].flatten(1), None, None, batch.training, seeds[1])
-        h2, rstd2 = kernels.add_rstd(h1, delta, layer.eps)
-        gate_up, xa3 = up_group.forward(NORM, h2, rstd2, layer.norms[1], batch.training, seeds[2])
+        h2, rstd2 = kernels.add_rstd(h1, delta, self.eps)
+        gate_up, xa3 = up_group.forward(NORM, h2, rstd2, self.norms[1], batch.training, seeds[2])
         delta, xa4 = down_group.forward(SWIGLU, gate_up, None, None, batch.training, seeds[3])
-        ctx.save_for_backward(h1, rstd1, qkv, h2, rstd2, gate_up, xa1, xa2, xa3, xa4, *attended)
-        ctx.layer, ctx.batch, ctx.seeds = layer, batch, seeds
-        return h2, delta
+        return h2, delta, (h1, rstd1, qkv, h2, rstd2, gate_up, xa1, xa2, xa3, xa4, attended)
 
-    @staticmethod
-    def backward(ctx, grad, same_grad):
-        """Both outputs are only ever added, so their gradients are equal; so are those of the inputs."""
-        layer, batch, seeds, training = ctx.layer, ctx.batch, ctx.seeds, ctx.batch.training
-        qkv_group, o_group, up_group, down_group = layer.groups
-        h1, rstd1, qkv, h2, rstd2, gate_up, xa1, xa2, xa3, xa4, *attended = ctx.saved_tensors
-        dx, down = down_group.backward(grad, xa4, SWIGLU, gate_up, None, None, training, seeds[3])
-        dx, up = up_group.backward(dx, xa3, NORM, h2, rstd2, layer.norms[1], training, seeds[2])
-        grad = kernels.norm_grad(dx, h2, rstd2, layer.norms[1], grad)
-        dx, o = o_group.backward(grad, xa2, PLAIN, attended[0].flatten(1), None, None, training, seeds[1])
-        dqkv = torch.cat(layer.attend_backward(dx.view_as(attended[0]), qkv, *attended, batch), 1).flatten(1)
-        layer.rotate(dqkv, batch, -1.0)
-        dx, qkv = qkv_group.backward(dqkv, xa1, NORM, h1, rstd1, layer.norms[0], training, seeds[0], ctx.needs_input_grad[0])
-        grad = kernels.norm_grad(dx, h1, rstd1, layer.norms[0], grad) if ctx.needs_input_grad[0] else None
-        return grad, grad if ctx.needs_input_grad[1] else None, None, None, None, *qkv, *o, *up, *down
+    def backward(self, grad, saved, batch, seeds, need_input: bool):
+        """Gradient of hidden, which is that of delta too: both are only ever added. `grad` is the outputs', likewise."""
+        qkv_group, o_group, up_group, down_group = self.groups
+        h1, rstd1, qkv, h2, rstd2, gate_up, xa1, xa2, xa3, xa4, attended = saved
+        dx = down_group.backward(grad, xa4, SWIGLU, gate_up, None, None, batch.training, seeds[3])
+        dx = up_group.backward(dx, xa3, NORM, h2, rstd2, self.norms[1], batch.training, seeds[2])
+        grad = kernels.norm_grad(dx, h2, rstd2, self.norms[1], grad)
+        dx = o_group.backward(grad, xa2, PLAIN, attended[0].flatten(1), None, None, batch.training, seeds[1])
+        dqkv = torch.cat(self.attend_backward(dx.view_as(attended[0]), qkv, *attended, batch), 1).flatten(1)
+        self.rotate(dqkv, batch, -1.0)
+        dx = qkv_group.backward(dqkv, xa1, NORM, h1, rstd1, self.norms[0], batch.training, seeds[0], need_input)
+        return kernels.norm_grad(dx, h1, rstd1, self.norms[0], grad) if need_input else None
 
 
-class AnswerLoss(torch.autograd.Function):
-    """Final norm, head and cross-entropy on the answer tokens: sum of their losses times `scale`, a (1,) tensor.
+class FastStep:
+    """Loss and gradients of a batch: kernel by kernel the first time, afterwards as a CUDA graph.
 
-    The gradient is computed on the way forward, while the logits exist; backward only multiplies it.
+    A graph is tied to its sizes, so T is filled up to a multiple of BUCKET with a document of its own whose tokens have no target:
+    no other document sees it and its gradient is zero. All graphs share one pool of memory, since only one runs at a time.
     """
 
-    @staticmethod
-    def forward(ctx, hidden, delta, norm, eps, head, index, targets, scale, need_grad):
-        h, rstd = kernels.add_rstd(hidden[index], delta[index], eps)
-        x = torch.empty_like(h)
-        width = h.shape[1]
-        kernels.group_input_kernel[triton.cdiv(h.shape[0], 16),](
-            h, rstd, norm, h, h, h, x, h.shape[0], 0, 1.0, STRIDE=width, MODE=NORM, BT=16, BK=128,
-            W=width, N=0, RANK=0, PAD=16, THRESHOLD=0)
-        losses = torch.empty(h.shape[0], dtype=torch.float32, device=h.device)
-        for start in range(0, h.shape[0], LOGIT_ROWS):
+    def __init__(self, causal, adapter: str, keep_weights: bool):
+        self.causal = causal
+        self.layers = [DecoderLayer(layer, causal.config, adapter, keep_weights) for layer in causal.model.layers]
+        self.parameters = [parameter for layer in self.layers for parameter in layer.parameters]
+        sizes = [parameter.numel() for parameter in self.parameters]
+        self.gradient = torch.zeros(sum(sizes), dtype=torch.float32, device=causal.device)  # of all parameters, one after another
+        views = iter(self.parts(self.gradient))
+        for layer in self.layers:
+            for group in layer.groups:
+                group.gradients = [next(views) for _ in group.parameters]
+        self.graphs, self.largest, self.compiled = {}, 0, False
+
+    def parts(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """The flat gradient as one tensor a parameter."""
+        parts = flat.split([parameter.numel() for parameter in self.parameters])
+        return [part.view_as(parameter) for part, parameter in zip(parts, self.parameters, strict=True)]
+
+    def run(self, batch, need_grad: bool) -> torch.Tensor:
+        """The loss, a () tensor; with `need_grad` the gradients are in `self.gradient` afterwards."""
+        graphed = need_grad and self.compiled and batch.ids.is_cuda
+        self.compiled |= need_grad  # the first pass compiles the kernels, which a recording cannot
+        return self.replay(batch) if graphed else self.compute(batch, need_grad)
+
+    @torch.autocast("cuda", enabled=False)  # every type is chosen here
+    def compute(self, batch, need_grad: bool) -> torch.Tensor:
+        model = self.causal.model
+        for layer in self.layers:
+            for group in layer.groups:
+                if group.kept is not None:
+                    group.copy_b(group.kept)
+        hidden, delta, saved = model.embed_tokens(batch.ids), None, []
+        cos, sin = model.rotary_emb(hidden, batch.positions[None])
+        batch.cos, batch.sin = cos[0], sin[0]
+        for layer, seeds in zip(self.layers, batch.seeds, strict=True):
+            hidden, delta, kept = layer.forward(hidden, delta, batch, seeds)
+            saved.append(kept if need_grad else None)
+        loss, grad = self.answer_loss(hidden, delta, batch, need_grad)
+        if need_grad:
+            del hidden, delta, kept
+            for i in reversed(range(len(self.layers))):
+                grad = self.layers[i].backward(grad, saved.pop(), batch, batch.seeds[i], need_input=i > 0)
+        return loss
+
+    def answer_loss(self, hidden, delta, batch, need_grad: bool):
+        """Final norm, head and cross-entropy: the sum of the tokens' losses times `batch.scale`, and its gradient by hidden."""
+        norm, head = self.causal.model.norm.weight, self.causal.lm_head.weight
+        h, rstd = kernels.add_rstd(hidden, delta, self.causal.config.rms_norm_eps)
+        x, (tokens, width) = torch.empty_like(h), h.shape
+        kernels.group_input_kernel[triton.cdiv(tokens, 16),](
+            h, rstd, norm, h, h, h, x, tokens, batch.seeds, 1.0, STRIDE=width, MODE=NORM, BT=16, BK=128, W=width, N=0, RANK=0, PAD=16,
+            THRESHOLD=0)
+        losses = torch.empty(tokens, dtype=torch.float32, device=h.device)
+        for start in range(0, tokens, LOGIT_ROWS):
             part = slice(start, start + LOGIT_ROWS)
             logits = x[part] @ head.t()
-            kernels.cross_entropy_kernel[logits.shape[0],](logits, targets[part], losses[part], scale, V=head.shape[0], GRAD=need_grad,
-                                                           BLOCK=4096)
+            kernels.cross_entropy_kernel[logits.shape[0],](logits, batch.targets[part], losses[part], batch.scale, V=head.shape[0],
+                                                           GRAD=need_grad, BLOCK=4096)
             if need_grad:
-                x[part] = logits @ head  # the logits are their own gradient now, and x is not needed again
-        if need_grad:
-            grad = torch.zeros_like(hidden)
-            grad[index] = kernels.norm_grad(x, h, rstd, norm)
-            ctx.save_for_backward(grad)
-        return losses.sum()
+                torch.mm(logits, head, out=x[part])  # the logits are their own gradient now, and x is not needed again
+        return losses.sum(), kernels.norm_grad(x, h, rstd, norm) if need_grad else None
+
+    def replay(self, batch) -> torch.Tensor:
+        size = -(-len(batch.ids) // BUCKET) * BUCKET
+        key = (size, len(batch.starts), -(-batch.longest // BUCKET), batch.training)
+        if key not in self.graphs:
+            self.graphs[key] = self.record(batch, size)
+        graph, static, loss = self.graphs[key]
+        self.fill(static, batch)
+        graph.replay()
+        return loss.clone()
+
+    def record(self, batch, size: int):
+        """A CUDA graph of `compute` for T = size, its input tensors and its loss."""
+        if size > self.largest:  # blocks of a pool cannot grow: begin anew, so that the largest size sets the memory
+            self.graphs.clear()
+            self.pool, self.largest = torch.cuda.graph_pool_handle(), size
+        static, graph = self.blank(batch, size), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # data loaders go on meanwhile
+            loss = self.compute(static, need_grad=True)
+        return graph, static, loss
+
+    def blank(self, batch, size: int):
+        """A batch of T = size to be filled with one like `batch`; what is left over is the last document."""
+        tensors = {name: getattr(batch, name).new_zeros(size) for name in ("ids", "positions", "targets")}
+        return SimpleNamespace(**tensors, starts=torch.nn.functional.pad(batch.starts, (0, 1), value=size), seeds=batch.seeds.clone(),
+                               scale=batch.scale.clone(), longest=-(-batch.longest // BUCKET) * BUCKET, training=batch.training)
+
+    def fill(self, static, batch) -> None:
+        for name in ("ids", "positions", "targets", "starts", "seeds", "scale"):
+            value = getattr(batch, name)
+            getattr(static, name)[: len(value)].copy_(value)
+        static.targets[len(batch.targets) :].fill_(IGNORE_INDEX)  # what an earlier batch has left behind teaches nothing
+
+
+class StepFunction(torch.autograd.Function):
+    """`FastStep` for autograd: the gradients are computed on the way forward, backward only multiplies them."""
+
+    @staticmethod
+    def forward(ctx, step, batch, need_grad, *parameters):
+        loss = step.run(batch, need_grad)
+        ctx.step, ctx.gradient = step, step.gradient.clone() if need_grad else None  # the next pass overwrites the original
+        return loss
 
     @staticmethod
     def backward(ctx, grad):
-        grad = ctx.saved_tensors[0] * grad
-        return grad, grad, None, None, None, None, None, None, None
+        return None, None, None, *ctx.step.parts(ctx.gradient * grad)
 
 
-def fast_forward(model, layers, original, input_ids=None, cu_seq_lens_q=None, **inputs):
+def fast_forward(model, step, original, input_ids=None, labels=None, cu_seq_lens_q=None, **inputs):
     """`LlamaForCausalLM.forward` for a batch of `FlatCollator`; any other call goes to the original.
 
     Returns:
         CausalLMOutputWithPast with the loss only: the mean over answer tokens or, as the Trainer asks, their sum over `num_items_in_batch`.
     """
-    if cu_seq_lens_q is None or inputs.get("answer_index") is None:
-        return original(input_ids=input_ids, cu_seq_lens_q=cu_seq_lens_q, **inputs)
+    if cu_seq_lens_q is None or labels is None:
+        return original(input_ids=input_ids, labels=labels, cu_seq_lens_q=cu_seq_lens_q, **inputs)
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    hidden = model.model.embed_tokens(input_ids)
-    cos, sin = model.model.rotary_emb(hidden, inputs["position_ids"])
-    batch = SimpleNamespace(cos=cos[0], sin=sin[0], starts=cu_seq_lens_q, longest=inputs["max_length_q"], training=model.training)
-    hidden, delta = hidden[0], None
-    # Dropout's seeds come from the CPU's generator, whose state the Trainer keeps in its checkpoints.
-    for layer, seeds in zip(layers, torch.randint(2**31, (len(layers), 4)).tolist(), strict=True):
-        hidden, delta = LayerFunction.apply(hidden, delta, layer, batch, seeds, *layer.parameters)
+    targets = torch.nn.functional.pad(labels[0, 1:], (0, 1), value=IGNORE_INDEX)
     items = inputs.get("num_items_in_batch")
-    items = len(inputs["answer_index"]) if items is None else items
-    scale = 1.0 / torch.as_tensor(items, dtype=torch.float32, device=hidden.device)
-    loss = AnswerLoss.apply(hidden, delta, model.model.norm.weight, model.config.rms_norm_eps, model.lm_head.weight,
-                            inputs["answer_index"], inputs["answer_targets"], scale, torch.is_grad_enabled())
-    return CausalLMOutputWithPast(loss=loss)
+    items = (targets != IGNORE_INDEX).sum() if items is None else items
+    # Dropout's seeds come from the CPU's generator, whose state the Trainer keeps in its checkpoints.
+    seeds = torch.randint(2**31, (len(step.layers), 4), dtype=torch.int32)
+    batch = SimpleNamespace(
+        ids=input_ids[0], positions=inputs["position_ids"][0], targets=targets, starts=cu_seq_lens_q, longest=inputs["max_length_q"],
+        training=model.training, seeds=seeds.to(labels.device, non_blocking=True),
+        scale=1.0 / torch.as_tensor(items, dtype=torch.float32, device=labels.device).view(1))
+    return CausalLMOutputWithPast(loss=StepFunction.apply(step, batch, torch.is_grad_enabled(), *step.parameters))
 
 
 def install_fast_layers(model, keep_weights: bool = True) -> None:
@@ -245,11 +324,11 @@ def install_fast_layers(model, keep_weights: bool = True) -> None:
     Args:
         keep_weights: keep the dequantised weights (2 bytes a parameter). Without, NF4 is dequantised at every use: less memory, slower.
     """
-    causal, adapter = model.get_base_model(), model.active_adapter
+    causal = model.get_base_model()
     remove_fast_layers(model)
     with torch.no_grad():
-        layers = [DecoderLayer(layer, causal.config, adapter, keep_weights) for layer in causal.model.layers]
-    causal.forward = partial(fast_forward, causal, layers, causal.forward)
+        step = FastStep(causal, model.active_adapter, keep_weights)
+    causal.forward = partial(fast_forward, causal, step, causal.forward)
 
 
 def remove_fast_layers(model) -> None:

@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 from medqa_lib.labels import IGNORE_INDEX
 
 # What a batch may hold beside the model's inputs: labels, and which logits to compute for them.
-NOT_FOR_FORWARD = ("labels", "shift_labels", "logits_to_keep", "answer_index", "answer_targets", "num_items_in_batch")
+NOT_FOR_FORWARD = ("labels", "shift_labels", "logits_to_keep", "num_items_in_batch")
 
 
 def loss_targets(batch: dict, shifts_labels: bool = True) -> torch.Tensor:

@@ -29,18 +29,14 @@ class FlatCollator:
     """
 
     def __call__(self, examples: list[dict]) -> dict:
-        """input_ids, labels, position_ids (1, T), cu_seq_lens_q (N + 1), max_length_q, answer_index and answer_targets (K,).
-
-        The token at `answer_index[i]` predicts `answer_targets[i]`.
-        """
+        """input_ids, labels, position_ids (1, T), cu_seq_lens_q (N + 1) and max_length_q of N examples."""
         lengths = [len(example["input_ids"]) for example in examples]
         ids = torch.tensor([token for example in examples for token in example["input_ids"]])
         labels = torch.tensor([label for example in examples for label in (IGNORE_INDEX, *example["labels"][1:])])
-        answers = (labels != IGNORE_INDEX).nonzero().flatten()
         starts = torch.tensor([0, *lengths]).cumsum(0)
         positions = torch.arange(len(ids)) - starts[:-1].repeat_interleave(torch.tensor(lengths))
         return {"input_ids": ids[None], "labels": labels[None], "position_ids": positions[None], "cu_seq_lens_q": starts.int(),
-                "max_length_q": max(lengths), "answer_index": answers - 1, "answer_targets": labels[answers]}
+                "max_length_q": max(lengths)}
 
 
 @dataclass(frozen=True)
@@ -169,7 +165,7 @@ def prepare_model(model, path: str, keep_weights: bool = True) -> None:
         causal.forward = partial(_flattened_forward, causal, causal.forward)
 
 
-def _flattened_forward(causal, original, *args, answer_index=None, answer_targets=None, **inputs):
+def _flattened_forward(causal, original, *args, **inputs):
     """transformers' own forward pass, with varlen attention where the batch is flattened."""
     if "cu_seq_lens_q" not in inputs:
         return original(*args, **inputs)

@@ -24,7 +24,7 @@ from medqa_lib.checkpoints import checkpoint_folders, checkpoint_step
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
 from medqa_lib.data import prepare_splits
 from medqa_lib.evaluation import choose_test_questions, data_hashes, encode_validation, evaluate_run, run_base
-from medqa_lib.labels import PaddingCollator, encode_split, pad_supervised
+from medqa_lib.labels import IGNORE_INDEX, PaddingCollator, encode_split, pad_supervised
 from medqa_lib.loss_check import check_trainer_loss, to_device
 from medqa_lib.model import add_lora, load_base_model, load_tokenizer, trainable_share
 from medqa_lib.results import RunResult, find_finished, load_run, run_folder, run_identity
@@ -81,10 +81,11 @@ class AnswerTrainer(Trainer):
         total, tokens, rows = 0.0, 0, self.args.per_device_train_batch_size
         for start in range(0, len(self.eval_dataset), rows):
             examples = [self.eval_dataset[row] for row in range(start, min(start + rows, len(self.eval_dataset)))]
-            batch = to_device(self.data_collator(examples), self.args.device)
+            batch = self.data_collator(examples)
+            answer_tokens = int((batch["labels"] != IGNORE_INDEX).sum())
             with self.compute_loss_context_manager():
-                total += float(self.model(**batch).loss) * len(batch["answer_targets"])
-            tokens += len(batch["answer_targets"])
+                total += float(self.model(**to_device(batch, self.args.device)).loss) * answer_tokens
+            tokens += answer_tokens
         return total / tokens
 
     def create_optimizer(self, *args, **kwargs):
@@ -246,6 +247,7 @@ def fit(model, experiment: Experiment, train, validation, collator, session: Che
                 if name in start:
                     value.data.copy_(start[name])
                     value.grad = None
+            planning.prepare_model(model, plan.path, plan.keep_weights)  # frees the graphs of the larger micro-batch
             gc.collect()
             torch.cuda.empty_cache()
 

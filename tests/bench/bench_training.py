@@ -269,7 +269,9 @@ def train(model, plan, arm: str, steps: int, warm: int, cap: int = 512, checkpoi
           **extra) -> dict:
     """Train `steps` steps and time those after `warm`; returns and records the arm's row."""
     rows = plan.micro_batch * plan.accumulation
-    data = make_examples(steps * rows, cap, model.config.vocab_size)
+    cycle = warm if plan.path == "fast" and not each_step else steps  # the fast path's graphs are recorded while it warms up
+    data = make_examples(cycle * rows, cap, model.config.vocab_size)
+    data = (data * -(-steps // cycle))[: steps * rows]
     arguments = dict(max_steps=steps, learning_rate=2e-4, lr_scheduler_type="constant", logging_steps=1 if each_step else 10,
                      logging_first_step=True, save_strategy="no", report_to=[], remove_unused_columns=False, disable_tqdm=True,
                      use_cpu=options.cpu, seed=42, gradient_checkpointing=checkpointing, label_names=["labels"], **plan.trainer_arguments())
@@ -366,8 +368,8 @@ def remove(model):
 
 
 def run_fast() -> None:
-    short = (3, 1) if options.cpu else (30, 8)
-    long = (3, 1) if options.cpu else (48, 8)
+    short = (3, 1) if options.cpu else (36, 12)
+    long = (3, 1) if options.cpu else (80, 16)
     model = load_model(dropout=0.0)
     with guarded("checks"):
         check_numbers(model)
@@ -392,8 +394,12 @@ def run_fast() -> None:
     model = arm("fast, dropout 0, timed", model, dropout=0.0)
     with patched(fast_train.LinearGroup, "forward", forward_with_separate_b):
         model = arm("fast less B inside the matmul", model)
-    with patched(fast_train.AnswerLoss, "apply", torch_answer_loss):
+    with patched(fast_train.FastStep, "answer_loss", torch_answer_loss):
         model = arm("fast less own cross-entropy", model)
+    with patched(fast_train.FastStep, "replay", lambda self, batch: self.compute(batch, True)):
+        model = arm("fast less graphs", model)
+    with patched(fast_train, "BUCKET", 256):
+        model = arm("fast, graphs for multiples of 256", model)
     model = arm("fast less plain fused AdamW", model, optim="adamw_torch")
     model = arm("fast less waiting-free Trainer", model, logging_nan_inf_filter=True, accelerator_config={"non_blocking": False},
                 dataloader_num_workers=0)
@@ -425,11 +431,15 @@ def forward_with_separate_b(self, mode, source, rstd, norm, training, seed, plai
         return plain(self, mode, source, rstd, norm, training, seed)
 
 
-def torch_answer_loss(hidden, delta, norm, eps, head, index, targets, scale, need_grad):
+def torch_answer_loss(self, hidden, delta, batch, need_grad):
     """Ablation: final norm, logits and loss by torch, in one piece."""
-    x = (hidden[index] + delta[index]).float()
-    x = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)).to(hidden.dtype) * norm
-    return torch.nn.functional.cross_entropy((x @ head.t()).float(), targets, reduction="sum") * scale
+    model = self.causal
+    h = (hidden + delta).requires_grad_()
+    with torch.enable_grad():
+        x = h.float()
+        x = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + model.config.rms_norm_eps)).to(h.dtype) * model.model.norm.weight
+        loss = torch.nn.functional.cross_entropy((x @ model.lm_head.weight.t()).float(), batch.targets, reduction="sum") * batch.scale.sum()
+    return loss.detach(), torch.autograd.grad(loss, h)[0] if need_grad else None
 
 
 def check_numbers(model) -> None:
@@ -440,7 +450,7 @@ def check_numbers(model) -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     fast_train.install_fast_layers(model)
-    layers = model.get_base_model().forward.args[1]
+    layers = model.get_base_model().forward.args[1].layers
     equal = all(torch.equal(group.kept[rows, :group.width], dequantize_4bit(base.weight.data, base.weight.quant_state))
                 for layer in layers for group in layer.groups for rows, base in zip(group.rows, group.bases, strict=True))
     record(check="kept weights equal bitsandbytes' bit for bit", ok=equal)
