@@ -15,7 +15,7 @@ from medqa_lib import generation, likelihood, metrics
 from medqa_lib.config import Profile, current_profile, home_dir
 from medqa_lib.data import prepare_splits
 from medqa_lib.labels import encode_split
-from medqa_lib.model import load_merged, load_tokenizer
+from medqa_lib.model import load_base_model, load_merged, load_tokenizer
 from medqa_lib.results import RunResult, describe_environment, find_finished, question_id, run_folder, run_identity, save_run
 
 # Written for this project, none of them from a data set: each run's answers to them may be shown.
@@ -32,6 +32,9 @@ SHOWCASE_QUESTIONS = (
     "A patient on warfarin has an INR of 8 and no bleeding. Which drug reverses the effect?\nA. Protamine\nB. Vitamin K\n"
     "C. Naloxone\nD. Flumazenil",
 )
+
+# Questions and new tokens with which NF4 + adapter is asked beside the merged model: it is slow, and on a CPU slower.
+MERGE_CHECK = {"cuda": (64, 64), "cpu": (4, 16)}
 
 
 def choose_test_questions(test, profile: Profile):
@@ -86,30 +89,77 @@ def evaluate_run(folder: Path, adapter_dir: Path | None, splits, profile: Profil
     """
     tokenizer = load_tokenizer(profile)
     test = choose_test_questions(splits["test"], profile)
-    model = load_merged(adapter_dir, profile)
+    base, questions = load_base_model(profile), list(test["question"])
+    unmerged = answer_unmerged(base, adapter_dir, questions, profile) if adapter_dir else []
+    model = load_merged(adapter_dir, profile, base)
     validation = encode_validation(tokenizer, splits["validation"], profile)
     loss = likelihood.answer_loss(model, validation)
     store = generation.AnswerStore(home / "answers" / profile.model_slug / f"{folder.name}.jsonl")
     adapter = generation.hash_adapter(adapter_dir)
     start = time.perf_counter()
-    answers = generation.generate_records(model, tokenizer, list(test["question"]), profile.max_new_tokens, store=store,
-                                          adapter_hash=adapter)
+    answers = generation.generate_records(model, tokenizer, questions, profile.max_new_tokens, store=store, adapter_hash=adapter)
     answer_time_s = time.perf_counter() - start
     shown = generation.generate_answers(model, tokenizer, SHOWCASE_QUESTIONS, profile.max_new_tokens, store=store, adapter_hash=adapter)
-    options = likelihood.option_accuracy(model, tokenizer, list(test["question"]), list(test["choices"]))
-    del model
+    options = likelihood.option_accuracy(model, tokenizer, questions, list(test["choices"]))
+    del model, base
     gc.collect()
     torch.cuda.empty_cache()
     if int(os.environ.get("RANK", "0")):
         return None
+    agreement = compare_merge(tokenizer, answers, unmerged, profile) if unmerged else {}
     scores = score_test(test, answers, profile)
     numbers = {**metrics.summarize_scores(scores), "n_test": len(scores), "validation_loss": loss, "perplexity": math.exp(loss),
                "n_validation": len(validation), **options, "answer_time_s": answer_time_s,
-               "answer_tokens": sum(answer.tokens for answer in answers), **(training or {})}
+               "answer_tokens": sum(answer.tokens for answer in answers), **agreement, **(training or {})}
     if losses is None:
         losses = pd.DataFrame([{"step": 0, "split": "validation", "loss": loss, "learning_rate": None, "tokens": 0}])
     showcase = [{"question": question, "answer": answer} for question, answer in zip(SHOWCASE_QUESTIONS, shown, strict=True)]
     return save_run(folder, {**config, **describe_environment()}, numbers, scores, losses, showcase)
+
+
+def merge_check_size(profile: Profile) -> tuple[int, int]:
+    """Questions and new tokens of MERGE_CHECK on this machine."""
+    questions, new_tokens = MERGE_CHECK["cuda" if torch.cuda.is_available() else "cpu"]
+    return questions, min(new_tokens, profile.max_new_tokens)
+
+
+def answer_unmerged(base, adapter_dir: Path, questions: list[str], profile: Profile) -> list[generation.Answer]:
+    """What NF4 + adapter, the model as it was trained, answers to the first of the questions: see MERGE_CHECK.
+
+    Args:
+        base: of `load_base_model`; it comes back without the adapter.
+    """
+    from peft import PeftModel
+
+    number, new_tokens = merge_check_size(profile)
+    model = PeftModel.from_pretrained(base, str(adapter_dir))
+    answers = generation.generate_records(model, load_tokenizer(profile), questions[:number], new_tokens)
+    model.unload()
+    return answers
+
+
+def compare_merge(tokenizer, merged: list[generation.Answer], unmerged: list[generation.Answer], profile: Profile) -> dict:
+    """Agreement of the merged model's answers, which are scored, with those of `answer_unmerged`; prints it.
+
+    Returns:
+        For metrics.json: `merge_identical` and `merge_first_16` (shares: see `generation.compare_starts`), `merge_questions` and
+        `merge_new_tokens` (where the answers of NF4 + adapter were cut).
+    """
+    new_tokens = merge_check_size(profile)[1]
+    found = generation.compare_starts(tokenizer, merged[: len(unmerged)], unmerged)
+    print(f"Merged against NF4 + adapter, {len(unmerged)} questions, {new_tokens} tokens: {found['identical']:.1%} of the answers "
+          f"identical, {found['first_16']:.1%} of the first 16 tokens")
+    return {**{f"merge_{name}": share for name, share in found.items()}, "merge_questions": len(unmerged), "merge_new_tokens": new_tokens}
+
+
+def check_merge(adapter_dir: Path, questions: list[str], profile: Profile | None = None) -> dict:
+    """`compare_merge` for an adapter whose run is finished; both models answer now."""
+    profile = profile or current_profile()
+    base, tokenizer = load_base_model(profile), load_tokenizer(profile)
+    unmerged = answer_unmerged(base, adapter_dir, questions, profile)
+    model = load_merged(adapter_dir, profile, base)
+    merged = generation.generate_records(model, tokenizer, questions[: len(unmerged)], merge_check_size(profile)[1])
+    return compare_merge(tokenizer, merged, unmerged, profile)
 
 
 def score_test(test, answers, profile: Profile) -> pd.DataFrame:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_ROWS = {"cpu": 16, "cuda": 256}
-__all__ = ["Answer", "AnswerStore", "compare_answers", "generate_answers", "generate_records", "hash_adapter"]
+__all__ = ["Answer", "AnswerStore", "compare_answers", "compare_starts", "generate_answers", "generate_records", "hash_adapter"]
 
 
 def _short_hash(value) -> str:
@@ -197,3 +197,21 @@ def compare_answers(a: list[str], b: list[str]) -> dict[str, float]:
         shares.append(same / max(len(left), len(right), 1) if left or right else 1.0)
     identical = sum(left == right for left, right in zip(a, b, strict=True))
     return {"n": len(a), "identical": identical / len(a), "common_prefix": sum(shares) / len(a)}
+
+
+def compare_starts(tokenizer, full: list[Answer], short: list[Answer], first: int = 16) -> dict[str, float]:
+    """Agreement of answers with others of the same questions that may have been cut at fewer tokens.
+
+    Returns:
+        identical: share of equal answers; one that was cut need only equal the start of the other.
+        first_16: share of the first 16 tokens that are the same at the same place; a token that only one of the two has counts as
+            different, unless the cut took it.
+    """
+    identical = same = tokens = 0
+    for left, right in zip(full, short, strict=True):
+        text = right.text if right.stopped else right.text.rstrip("\ufffd")  # a cut can leave half a character
+        identical += left.text == text if right.stopped else left.text.startswith(text)
+        a, b = (tokenizer(each, add_special_tokens=False)["input_ids"][:first] for each in (left.text, text))
+        tokens += max(len(a), len(b)) if right.stopped else len(b)
+        same += sum(x == y for x, y in zip(a, b, strict=False))
+    return {"identical": identical / len(full), f"first_{first}": same / tokens if tokens else 1.0}

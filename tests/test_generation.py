@@ -192,6 +192,16 @@ def test_compare_answers_counts_words_before_the_first_difference():
     assert result == {"n": 4, "identical": 0.5, "common_prefix": pytest.approx((2 / 3 + 1 + 0 + 1) / 4)}
 
 
+def test_compare_starts_forgives_only_what_the_cut_took(tokenizer):
+    def answer(text, stopped=True):
+        return Answer(text, stopped, len(text))
+
+    # a token a character. Equal; cut, then equal so far; cut and different in 1 of 4; cut inside a character; ended early, 3 of 5 missing
+    full = [answer("rest"), answer("rest and water"), answer("rest and water"), answer("caf\u00e9"), answer("yes it")]
+    short = [answer("rest"), answer("rest", False), answer("rust", False), answer("caf\ufffd", False), answer("yes")]
+    assert generation.compare_starts(tokenizer, full, short, first=5) == {"identical": 3 / 5, "first_5": (4 + 4 + 3 + 3 + 3) / (4 + 4 + 4 + 3 + 5)}
+
+
 def test_hash_adapter_follows_weights_and_scale_only(tmp_path):
     def save(weights: bytes, **settings) -> str:
         (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
@@ -208,7 +218,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from medqa_lib.config import PROFILES
-from medqa_lib.generation import AnswerStore, generate_answers
+from medqa_lib.generation import Answer, AnswerStore, compare_answers, generate_answers, generate_records, hash_adapter, pad_left
 from medqa_lib.model import load_base_model, load_tokenizer
 sys.path.insert(0, "tests")
 from test_generation import MANY

@@ -1,0 +1,49 @@
+"""A tuned run reports how far the merged model, which is scored, agrees with NF4 + adapter, which was trained."""
+
+import json
+
+import pytest
+import torch
+from smoke_adapters import SMOKE, make_adapter
+
+from medqa_lib import evaluation
+from medqa_lib.data import prepare_splits
+from medqa_lib.model import load_base_model, load_merged
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    return make_adapter(tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    return prepare_splits(home=tmp_path_factory.mktemp("home"))
+
+
+def test_evaluate_run_reports_the_agreement_of_tuned_runs_only(adapter, splits, tmp_path, capsys):
+    tuned = evaluation.evaluate_run(tmp_path / "exp", adapter, splits, SMOKE, tmp_path, {})
+    sizes = {name: tuned.metrics[name] for name in ("merge_questions", "merge_new_tokens")}
+    assert sizes == {"merge_questions": 4, "merge_new_tokens": SMOKE.max_new_tokens}
+    assert tuned.metrics["merge_identical"] == tuned.metrics["merge_first_16"] == 1.0  # float32: the two differ by rounding only
+    assert capsys.readouterr().out.count("Merged against NF4 + adapter, 4 questions, 8 tokens: 100.0% of the answers identical") == 1
+    base = evaluation.evaluate_run(tmp_path / "base", None, splits, SMOKE, tmp_path, {})
+    assert not [name for name in base.metrics if name.startswith("merge_")]
+
+
+def test_check_merge_finds_what_evaluate_run_found_and_notices_a_wrong_merge(adapter, splits, tmp_path, monkeypatch):
+    run = evaluation.evaluate_run(tmp_path / "exp", adapter, splits, SMOKE, tmp_path, {})
+    questions = list(evaluation.choose_test_questions(splits["test"], SMOKE)["question"])
+    found = evaluation.check_merge(adapter, questions, SMOKE)
+    assert found == {name: value for name, value in json.loads((run.folder / "metrics.json").read_text()).items() if name in found}
+    monkeypatch.setattr(evaluation, "load_merged", lambda adapter_dir, profile, base: load_merged(None, profile, base))
+    wrong = evaluation.check_merge(adapter, questions, SMOKE)
+    assert wrong["merge_identical"] == 0 and wrong["merge_first_16"] < 0.5
+
+
+def test_answer_unmerged_gives_the_base_back_untouched(adapter):
+    base, ids = load_base_model(SMOKE), torch.arange(2, 20).view(1, -1)
+    before = base(ids).logits
+    evaluation.answer_unmerged(base, adapter, ["What is gout?"], SMOKE)
+    assert torch.equal(base(ids).logits, before)
+    assert torch.equal(load_merged(adapter, SMOKE, base)(ids).logits, load_merged(adapter, SMOKE)(ids).logits)
