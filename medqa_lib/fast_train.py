@@ -207,9 +207,11 @@ class FastStep:
 
     def run(self, batch, need_grad: bool) -> torch.Tensor:
         """The loss, a () tensor; with `need_grad` the gradients are in `self.gradient` afterwards."""
-        graphed = need_grad and self.compiled and batch.ids.is_cuda
+        if need_grad and self.compiled and batch.ids.is_cuda:
+            return self.replay(batch)
+        loss = self.compute(batch, need_grad)
         self.compiled |= need_grad  # the first pass compiles the kernels, which a recording cannot
-        return self.replay(batch) if graphed else self.compute(batch, need_grad)
+        return loss
 
     @torch.autocast("cuda", enabled=False)  # every type is chosen here
     def compute(self, batch, need_grad: bool) -> torch.Tensor:

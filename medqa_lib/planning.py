@@ -183,7 +183,8 @@ def _attend_varlen(module, query, key, value, attention_mask, scaling=None, cu_s
     """(1, heads, T, D) queries, causal within each document; grouped-query heads are read natively."""
     from torch.nn.attention.varlen import varlen_attn
 
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    dtype = torch.get_autocast_dtype("cuda") if query.dtype == torch.float32 else query.dtype  # DoRA leaves float32, flash takes 16 bits
+    query, key, value = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
     out = varlen_attn(query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0))
     return out[None], None
 

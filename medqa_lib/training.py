@@ -240,16 +240,17 @@ def fit(model, experiment: Experiment, train, validation, collator, session: Che
             trainer.train(resume_from_checkpoint=session.resume_from())
             return trainer
         except torch.OutOfMemoryError:
-            plan = plan.halved()
-            print(f"Out of GPU memory. {plan.why}; a step still has {experiment.effective_batch} rows.")
-            del trainer
-            for name, value in model.named_parameters():
-                if name in start:
-                    value.data.copy_(start[name])
-                    value.grad = None
-            planning.prepare_model(model, plan.path, plan.keep_weights)  # frees the graphs of the larger micro-batch
-            gc.collect()
-            torch.cuda.empty_cache()
+            pass  # dealt with below, since here the traceback still holds what did not fit
+        plan = plan.halved()
+        print(f"Out of GPU memory. {plan.why}; a step still has {experiment.effective_batch} rows.")
+        del trainer
+        for name, value in model.named_parameters():
+            if name in start:
+                value.data.copy_(start[name])
+                value.grad = None
+        planning.prepare_model(model, plan.path, plan.keep_weights)  # frees the graphs of the larger micro-batch
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def training_arguments(experiment: Experiment, output_dir: Path, plan) -> TrainingArguments:
