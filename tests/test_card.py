@@ -11,14 +11,14 @@ from datasets import Dataset, DatasetDict
 from smoke_adapters import SMOKE, make_adapter
 
 from medqa_lib import hub
-from medqa_lib.card import write_card
+from medqa_lib.card import ACCEPTED_ANSWERS, write_card
 from medqa_lib.config import get_experiment
 from medqa_lib.data import save_splits
 from medqa_lib.demo import Engine
 from medqa_lib.evaluation import SHOWCASE_QUESTIONS, data_hashes
 from medqa_lib.metrics import score_answers
 from medqa_lib.model import model_path
-from medqa_lib.results import run_identity, save_run
+from medqa_lib.results import load_runs, run_identity, save_run
 
 
 @pytest.fixture
@@ -49,11 +49,9 @@ def card(home):
     return make_card(home)
 
 
-def make_card(home, repository="someone/medqa", **changes):
-    from medqa_lib.results import load_runs
-
+def make_card(home, repository="someone/medqa", defects="", **changes):
     runs = load_runs(home / "results")
-    return write_card(dataclasses.replace(runs["exp_004"], **changes), runs["base"], repository, "owner/Base", home)
+    return write_card(dataclasses.replace(runs["exp_004"], **changes), runs["base"], repository, "owner/Base", home, defects)
 
 
 def test_write_card_has_front_matter_that_the_hub_reads(card):
@@ -69,6 +67,34 @@ def test_write_card_reports_results_with_intervals_and_n(card):
     assert "The sample is small" in card
 
 
+def test_write_card_shows_wrong_answers_beside_accepted_ones(home):
+    shown = pd.DataFrame({"question": SHOWCASE_QUESTIONS, "answer": "Yes | and\nno. " + "Word " * 99})
+    assert set(ACCEPTED_ANSWERS) < set(SHOWCASE_QUESTIONS)
+    rows = [line for line in make_card(home, showcase=shown).splitlines() if line.startswith("| Can I take antibiotics")]
+    question, answer, accepted = rows[0].replace("\\|", "/").strip("| ").split(" | ")
+    assert answer.startswith("Yes / and no. Word") and answer.endswith("Word …") and len(answer) <= 302 and accepted.startswith("No:")
+    assert "has not kept any" in make_card(home)
+
+
+def test_write_card_reports_what_overlap_does_not_show_if_the_run_knows_it(home):
+    found = load_runs(home / "results")["exp_004"].metrics
+    assert "Multiple choice" not in make_card(home) and "Evaluated merged" not in make_card(home)
+    found |= {"merge_identical": 0.75, "merge_first_16": 0.9876, "merge_questions": 64, "merge_new_tokens": 32}
+    assert "gave 75% of 64 answers the same for 32 tokens, and 98.8% of the first 16" in make_card(home, metrics=found)
+
+
+def test_write_card_shows_the_reference_lines_that_were_run(home, card):
+    assert "To be read beside it" not in card
+    run = load_runs(home / "results")["exp_004"]
+    save_run(home / "results" / "line_nearest_answer", run.config, {"rougeL": 0.25, "bleu": 9.143}, run.scores, run.losses, [])
+    assert "the answer of the most similar training question (TF-IDF) | 0.2500 | 9.14 |" in make_card(home)
+
+
+def test_write_card_puts_known_defects_first(home):
+    assert make_card(home, defects="The end token is wrong.").index("The end token is wrong.") < make_card(home).index("## Load it") + 50
+    assert "Known defects" not in make_card(home)
+
+
 def test_write_card_reports_what_leaks(card):
     assert "| test | same question | 2 | 1 | 50.0% |" in card
     assert "| test | same disease (MedQuAD) | 2 | 1 | 50.0% |" in card
@@ -76,14 +102,13 @@ def test_write_card_reports_what_leaks(card):
 
 def test_write_card_names_recipe_labels_licences_and_limits(card):
     for text in ("r 8, alpha 16, dropout 0.05, on q_proj, k_proj, v_proj", "1,234 parameters, 0.139%", "Policy `aligned`", "3 train",
-                 "AfriMed-QA | CC BY-NC-SA 4.0", "no commercial use", "Not medical advice", "bundled sample", "torch 2.13.0"):
+                 "(Olatunji et al., 2024) | CC BY-NC-SA 4.0",
+                 "`owner/Base` | see its own card", "no commercial use", "Not medical advice", "bundled sample", "torch 2.13.0"):
         assert text in card, text
     assert "bert_score" not in card
 
 
 def test_write_card_names_what_differs_from_plain_lora(home):
-    from medqa_lib.results import load_runs
-
     config = load_runs(home / "results")["exp_004"].config
     recipe = config["identity"]["experiment"]
     recipe |= {"learning_rate": 1e-3, "lr_scheduler": "cosine", "lora_plus_ratio": 16.0, "truncation": "drop", "weight_decay": 0.01}
@@ -95,16 +120,12 @@ def test_write_card_names_what_differs_from_plain_lora(home):
 
 
 def test_write_card_warns_of_an_adapter_that_was_trained_on_the_bug(home):
-    from medqa_lib.results import load_runs
-
     config = load_runs(home / "results")["exp_004"].config
     config["identity"]["experiment"]["labels"] = "preshifted"
     assert "Do not use it for answers" in make_card(home, config=config)
 
 
 def test_write_card_refuses_a_run_whose_splits_are_not_there(home):
-    from medqa_lib.results import load_runs
-
     config = load_runs(home / "results")["exp_004"].config
     config["identity"]["data"]["train"] = "0" * 64
     with pytest.raises(FileNotFoundError, match="No splits under.*exp_004"):

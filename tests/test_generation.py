@@ -199,7 +199,8 @@ def test_compare_starts_forgives_only_what_the_cut_took(tokenizer):
     # a token a character. Equal; cut, then equal so far; cut and different in 1 of 4; cut inside a character; ended early, 3 of 5 missing
     full = [answer("rest"), answer("rest and water"), answer("rest and water"), answer("caf\u00e9"), answer("yes it")]
     short = [answer("rest"), answer("rest", False), answer("rust", False), answer("caf\ufffd", False), answer("yes")]
-    assert generation.compare_starts(tokenizer, full, short, first=5) == {"identical": 3 / 5, "first_5": (4 + 4 + 3 + 3 + 3) / (4 + 4 + 4 + 3 + 5)}
+    same, tokens = 4 + 4 + 3 + 3 + 3, 4 + 4 + 4 + 3 + 5
+    assert generation.compare_starts(tokenizer, full, short, first=5) == {"identical": 3 / 5, "first_5": same / tokens}
 
 
 def test_hash_adapter_follows_weights_and_scale_only(tmp_path):
