@@ -101,6 +101,7 @@ def test_example_fills_the_question(page):
     for example in ("How is malaria diagnosed?", "Can I take antibiotics for a cold?"):
         page.get_by_role("button", name=example).click()
         expect(page.get_by_label("Your question")).to_have_value(example)
+        assert answers(page) == ("", "")  # filled in, not asked
 
 
 def test_another_adapter_changes_the_tuned_answer_only(page):
@@ -147,6 +148,9 @@ def test_emergency_notice_appears_and_outlasts_a_stop(page):
     page.get_by_role("button", name="Stop").click()
     expect_status(page, "Stopped.")
     expect(notice).to_be_visible()
+    ask(page, "What is gout?", tokens=3)
+    expect_status(page, "Done.")
+    assert notice.count() == 0
 
 
 def test_disclaimer_stays_in_sight_and_nothing_is_cut_off(page):
