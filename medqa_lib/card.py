@@ -169,8 +169,9 @@ def _show_behaviour(run: RunResult, base: RunResult) -> str:
         lines.append(f"- {now['repeated_4gram_share']:.0%} of an answer's four-word sequences repeat earlier ones, on average "
                      f"({before['repeated_4gram_share']:.0%} before).")
     if "merge_identical" in now:
+        cut = now["merge_new_tokens"]
         lines.append(f"- Evaluated merged. NF4 + adapter gave {now['merge_identical']:.0%} of {now['merge_questions']} answers the same "
-                     f"for {now['merge_new_tokens']} tokens, and {now['merge_first_16']:.1%} of the first 16 tokens.")
+                     f"for {cut} tokens, and {now['merge_first_16']:.1%} of the first {min(16, cut)}.")
     return "\n".join(lines)
 
 

@@ -33,8 +33,9 @@ SHOWCASE_QUESTIONS = (
     "C. Naloxone\nD. Flumazenil",
 )
 
-# Questions and new tokens with which NF4 + adapter is asked beside the merged model: it is slow, and on a CPU slower.
-MERGE_CHECK = {"cuda": (64, 64), "cpu": (4, 16)}
+# Questions and new tokens with which NF4 + adapter is asked beside the merged model. It is slow: on a GPU a quarter of a second a token
+# for all questions together, on two cores a third, and there four runs of the main job may take 15 seconds longer, not more.
+MERGE_CHECK = {"cuda": (64, 64), "cpu": (4, 10)}
 
 
 def choose_test_questions(test, profile: Profile):
@@ -148,7 +149,7 @@ def compare_merge(tokenizer, merged: list[generation.Answer], unmerged: list[gen
     new_tokens = merge_check_size(profile)[1]
     found = generation.compare_starts(tokenizer, merged[: len(unmerged)], unmerged)
     print(f"Merged against NF4 + adapter, {len(unmerged)} questions, {new_tokens} tokens: {found['identical']:.1%} of the answers "
-          f"identical, {found['first_16']:.1%} of the first 16 tokens")
+          f"identical, {found['first_16']:.1%} of the first {min(16, new_tokens)} tokens")
     return {**{f"merge_{name}": share for name, share in found.items()}, "merge_questions": len(unmerged), "merge_new_tokens": new_tokens}
 
 

@@ -57,7 +57,7 @@ def generate_records(model: PreTrainedModel | None, tokenizer: PreTrainedTokeniz
         torch.OutOfMemoryError: a single question does not fit.
     """
     prompts = [prompt(tokenizer, question) for question in questions]
-    settings = {"greedy": True, "max_new_tokens": max_new_tokens}
+    settings = {"greedy": True, "max_new_tokens": max_new_tokens, "eos": tokenizer.eos_token_id}
     keys = [(adapter_hash, _short_hash(question), _short_hash([ids, settings])) for question, ids in zip(questions, prompts, strict=True)]
     unique = dict(zip(keys, prompts, strict=True))
     rank, processes = _process()

@@ -80,7 +80,7 @@ def test_write_card_reports_what_overlap_does_not_show_if_the_run_knows_it(home)
     found = load_runs(home / "results")["exp_004"].metrics
     assert "Multiple choice" not in make_card(home) and "Evaluated merged" not in make_card(home)
     found |= {"merge_identical": 0.75, "merge_first_16": 0.9876, "merge_questions": 64, "merge_new_tokens": 32}
-    assert "gave 75% of 64 answers the same for 32 tokens, and 98.8% of the first 16" in make_card(home, metrics=found)
+    assert "gave 75% of 64 answers the same for 32 tokens, and 98.8% of the first 16." in make_card(home, metrics=found)
 
 
 def test_write_card_shows_the_reference_lines_that_were_run(home, card):

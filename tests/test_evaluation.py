@@ -26,7 +26,8 @@ def test_evaluate_run_reports_the_agreement_of_tuned_runs_only(adapter, splits, 
     sizes = {name: tuned.metrics[name] for name in ("merge_questions", "merge_new_tokens")}
     assert sizes == {"merge_questions": 4, "merge_new_tokens": SMOKE.max_new_tokens}
     assert tuned.metrics["merge_identical"] == tuned.metrics["merge_first_16"] == 1.0  # float32: the two differ by rounding only
-    assert capsys.readouterr().out.count("Merged against NF4 + adapter, 4 questions, 8 tokens: 100.0% of the answers identical") == 1
+    line = "Merged against NF4 + adapter, 4 questions, 8 tokens: 100.0% of the answers identical, 100.0% of the first 8 tokens\n"
+    assert capsys.readouterr().out.count(line) == 1
     base = evaluation.evaluate_run(tmp_path / "base", None, splits, SMOKE, tmp_path, {})
     assert not [name for name in base.metrics if name.startswith("merge_")]
 

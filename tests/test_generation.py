@@ -119,6 +119,14 @@ def test_generate_records_does_not_read_what_another_setting_wrote(model, tokeni
         generate_records(None, tokenizer, QUESTIONS, **{"max_new_tokens": 4, **change}, store=AnswerStore(path))
 
 
+def test_generate_records_does_not_read_answers_with_another_end(model, tmp_path):
+    path, tokenizer = tmp_path / "answers.jsonl", load_tokenizer(PROFILES["smoke"])
+    generate_records(model, tokenizer, QUESTIONS, 4, store=AnswerStore(path))
+    tokenizer.eos_token = "a"
+    with pytest.raises(ValueError, match="5 of 5"):
+        generate_records(None, tokenizer, QUESTIONS, 4, store=AnswerStore(path))
+
+
 def test_generate_records_halves_the_batch_when_memory_runs_out(model, tokenizer, monkeypatch):
     sizes = []
 
