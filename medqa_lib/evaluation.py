@@ -15,7 +15,7 @@ from medqa_lib import generation, likelihood, metrics
 from medqa_lib.config import Profile, current_profile, home_dir
 from medqa_lib.data import prepare_splits
 from medqa_lib.labels import encode_split
-from medqa_lib.model import load_base_model, load_merged, load_tokenizer
+from medqa_lib.model import load_base_model, load_merged, load_tokenizer, require_end_token
 from medqa_lib.results import RunResult, describe_environment, find_finished, question_id, run_folder, run_identity, save_run
 
 # Written for this project, none of them from a data set: each run's answers to them may be shown.
@@ -91,6 +91,7 @@ def evaluate_run(folder: Path, adapter_dir: Path | None, splits, profile: Profil
     tokenizer = load_tokenizer(profile)
     test = choose_test_questions(splits["test"], profile)
     base, questions = load_base_model(profile), list(test["question"])
+    require_end_token(base, tokenizer)
     unmerged = answer_unmerged(base, adapter_dir, questions, profile) if adapter_dir else []
     model = load_merged(adapter_dir, profile, base)
     validation = encode_validation(tokenizer, splits["validation"], profile)

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from medqa_lib.labels import IGNORE_INDEX, encode_example
 
-MAX_BATCH_TOKENS = 4096
-MAX_BATCH_LOGITS = 2**26  # 0.5 GB in float64
+MAX_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
+MAX_LOGITS = 2**25  # 0.25 GB in float64
 
 
 def answer_loss(model, examples: Sequence[dict]) -> float:
@@ -62,7 +62,7 @@ def sum_answer_losses(model, examples: Sequence[dict]) -> tuple[list[float], lis
     """(N,) summed loss in nats and (N,) number of supervised tokens of each example, in batches of similar length."""
     model.eval()
     losses, tokens = [0.0] * len(examples), [0] * len(examples)
-    budget = min(MAX_BATCH_TOKENS, MAX_BATCH_LOGITS // model.config.vocab_size)
+    budget = MAX_BATCH_TOKENS[model.device.type]
     order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]), reverse=True)
     bar = tqdm(total=len(order), desc="answer loss", unit="example", leave=False, disable=len(order) < 200)
     while order:
@@ -92,5 +92,7 @@ def _compute_losses(model, batch: Sequence[dict]) -> list[torch.Tensor]:
     logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits[:, :-1]
     targets = labels[:, 1:].to(logits.device)
     kept = targets != IGNORE_INDEX
-    loss = cross_entropy(logits[kept].double(), targets[kept], reduction="none").cpu()
-    return list(loss.split(kept.sum(1).tolist()))
+    part = max(1, MAX_LOGITS // logits.shape[-1])
+    loss = torch.cat([cross_entropy(some.double(), target, reduction="none")
+                      for some, target in zip(logits[kept].split(part), targets[kept].split(part), strict=True)])
+    return list(loss.cpu().split(kept.sum(1).tolist()))

@@ -198,6 +198,20 @@ def load_tokenizer(profile: Profile | None = None) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def require_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Stop unless the tokenizer's end token, which training appends and generation stops at, is one that ends the model's own answers.
+
+    Raises:
+        ValueError: it is another one; the message names both.
+    """
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    if own != [None] and tokenizer.eos_token_id not in own:
+        raise ValueError(f"The tokenizer's end token is {tokenizer.eos_token!r} ({tokenizer.eos_token_id}), the model's is "
+                         f"{', '.join(f'{tokenizer.convert_ids_to_tokens(token)!r} ({token})' for token in own)}. The untuned model would "
+                         "never stop, and tuning would teach another end than its own. Correct eos_token in the tokenizer's files.")
+
+
 def load_base_model(profile: Profile | None = None, quantized: bool = True) -> PreTrainedModel:
     """The untuned model on this process's device: NF4 with double quantisation, or in the compute dtype.
 

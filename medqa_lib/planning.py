@@ -76,9 +76,8 @@ class TrainingPlan:
         """What `transformers.TrainingArguments` must be told; the rest is the experiment's."""
         arguments = {"per_device_train_batch_size": self.micro_batch, "gradient_accumulation_steps": self.accumulation,
                      "bf16": self.dtype == torch.bfloat16, "fp16": self.dtype == torch.float16, "optim": "adamw_torch_fused"}
-        if self.path != "padded":  # the CPU must never wait for the GPU: no look at the loss, no blocking copy, batches made beforehand
-            arguments |= {"logging_nan_inf_filter": False, "accelerator_config": {"non_blocking": True}, "dataloader_pin_memory": True,
-                          "dataloader_num_workers": 2}
+        if self.path != "padded":  # the CPU must never wait for the GPU: no look at the loss, no blocking copy
+            arguments |= {"logging_nan_inf_filter": False, "accelerator_config": {"non_blocking": True}, "dataloader_pin_memory": True}
         return arguments
 
 
@@ -174,7 +173,7 @@ def _flattened_forward(causal, original, *args, **inputs):
     AttentionInterface.register("medqa_varlen", _attend_varlen)  # registered without a mask: attention goes by the starts
     before, causal.config._attn_implementation = causal.config._attn_implementation, "medqa_varlen"
     try:
-        return original(*args, **inputs, use_cache=False)
+        return original(*args, **{**inputs, "use_cache": False})
     finally:
         causal.config._attn_implementation = before
 

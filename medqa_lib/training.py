@@ -26,7 +26,7 @@ from medqa_lib.data import prepare_splits
 from medqa_lib.evaluation import choose_test_questions, data_hashes, encode_validation, evaluate_run, run_base
 from medqa_lib.labels import IGNORE_INDEX, PaddingCollator, encode_split, pad_supervised
 from medqa_lib.loss_check import check_trainer_loss, to_device
-from medqa_lib.model import add_lora, load_base_model, load_tokenizer, trainable_share
+from medqa_lib.model import add_lora, load_base_model, load_tokenizer, require_end_token, trainable_share
 from medqa_lib.results import RunResult, find_finished, load_run, run_folder, run_identity
 
 VALIDATION_PAIRS_WHILE_TRAINING = 400  # the curve needs fewer than the final figure, which uses all
@@ -153,6 +153,7 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     validation = encode_validation(tokenizer, splits["validation"], profile)
     validation = validation.select(range(min(VALIDATION_PAIRS_WHILE_TRAINING, len(validation))))
     model = load_base_model(profile)
+    require_end_token(model, tokenizer)
     collator = PaddingCollator(tokenizer, experiment.labels, experiment.max_length_tokens)
     report = audit.audit_alignment(model, tokenizer, train, collator)
     audit.require_policy(report, experiment.labels)

