@@ -141,13 +141,16 @@ def summary_table(runs: dict[str, RunResult], columns: Sequence[str] = ("validat
 
 
 def describe_gpu_time(runs: dict[str, RunResult], dollars_per_hour: float = 3.0) -> str:
-    """GPU time of a study and what it costs at an assumed price, in words. Training and answering count, loading and scoring do not."""
+    """GPU time of a study and what it costs at an assumed price, in words. Training and answering count, loading and scoring do not.
+
+    `train_time_s` is that of a training's last process, and the files do not tell how many there were: the sum is a lower bound, and a
+    mean per run would say nothing.
+    """
     if all(run.config["gpu"].startswith("none") for run in runs.values()):
         return "No GPU was used."
-    trained = [run.metrics for run in runs.values() if "train_time_s" in run.metrics]
-    train_s = sum(metrics["train_time_s"] for metrics in trained)
+    trained = [run.metrics["train_time_s"] for run in runs.values() if "train_time_s" in run.metrics]
     answer_s = sum(run.metrics.get("answer_time_s", 0) for run in runs.values())
-    mean_s = sum(metrics["train_time_s"] + metrics["answer_time_s"] for metrics in trained) / max(1, len(trained))
-    return (f"{len(trained)} runs trained for {train_s / 60:.0f} minutes, and with the untuned model's they answered for "
-            f"{answer_s / 60:.0f}: {(train_s + answer_s) / 3600:.2f} GPU hours, or ${dollars_per_hour * (train_s + answer_s) / 3600:.2f} "
-            f"at an assumed ${dollars_per_hour:.0f} an hour; {mean_s:.0f} s and ${dollars_per_hour * mean_s / 3600:.2f} a trained run.")
+    total_s = sum(trained) + answer_s
+    return (f"{len(trained)} runs trained for at least {sum(trained) / 60:.0f} minutes, and with the untuned model's they answered for "
+            f"{answer_s / 60:.0f}: at least {total_s / 3600:.2f} GPU hours, or ${dollars_per_hour * total_s / 3600:.2f} at an assumed "
+            f"${dollars_per_hour:.0f} an hour. A training that was resumed counts only since its last start.")

@@ -9,6 +9,7 @@ def test_describe_gpu_time_by_hand():
     times = {"base": {"answer_time_s": 600.0}, "exp_004": {"train_time_s": 1200.0, "answer_time_s": 600.0}, "line_base_cut": {}}
     runs = {name: SimpleNamespace(metrics=metrics, config={"gpu": "NVIDIA T4"}) for name, metrics in times.items()}
     said = results.describe_gpu_time(runs, dollars_per_hour=6)
-    assert "1 runs trained for 20 minutes" in said and "answered for 20: 0.67 GPU hours, or $4.00 at an assumed $6 an hour" in said
-    assert "1800 s and $3.00 a trained run" in said
+    assert "1 runs trained for at least 20 minutes" in said
+    assert "answered for 20: at least 0.67 GPU hours, or $4.00 at an assumed $6 an hour." in said
+    assert "since its last start" in said and "a trained run" not in said
     assert results.describe_gpu_time({"base": SimpleNamespace(config={"gpu": "none (CPU)"})}) == "No GPU was used."
