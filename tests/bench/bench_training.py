@@ -7,7 +7,7 @@ is written after every job, and a table is printed last.
 
     --quick            the leading arms and the padded Trainer's only
     --jobs fast,nf4    only these
-    --limit 360        start no job after so many seconds
+    --limit 360        end after so many seconds, with what is measured by then
     --small            SmolLM2-135M's size instead of TinyLlama's
     --cpu              only check that the script runs: a tiny model, Triton's interpreter
     --draw FILE        draw the figures of a results file into assets/figures and measure nothing
@@ -19,15 +19,17 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 OUT = Path(os.environ.get("OUT", ROOT / "runs" / "bench"))
-WORK = Path("/tmp/medqa_bench")  # the model, and what parent and children tell each other
+WORK = Path(tempfile.gettempdir()) / "medqa_bench"  # the model, and what parent and children tell each other
 UNSLOTH_SITE = os.environ.get("MEDQA_UNSLOTH_SITE", "")
 # name -> seconds allowed, in the order of importance; after the dot: the repetition
 JOBS = {"fast": 90, "flattened": 60, "unsloth_shim": 120, "padded": 100, "unsloth_shim.2": 80, "fast.2": 60, "flattened.2": 40,
@@ -47,8 +49,9 @@ ABLATIONS = {
 def main(options) -> None:
     for folder in (OUT, WORK):
         folder.mkdir(parents=True, exist_ok=True)
-    for old in (*WORK.glob("*.jsonl"), *WORK.glob("*.log"), *WORK.glob("go_*"), *WORK.glob("ready_*")):
+    for old in (*WORK.glob("*.jsonl"), *WORK.glob("*.log"), *WORK.glob("go_*"), *WORK.glob("ready_*"), *WORK.glob("quiet")):
         old.unlink()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the children are ended below
     start = time.time()
     jobs = options.jobs.split(",") if options.jobs else QUICK if options.quick else list(JOBS)
     if not Path(UNSLOTH_SITE or "-").is_dir():
@@ -56,14 +59,19 @@ def main(options) -> None:
         jobs = [name for name in jobs if not name.startswith("unsloth")]
     children = {name: start_child(name, options) for name in (["prepare"] if options.cpu else ["prepare", *jobs])}
     results = []
+    (WORK / "go_prepare").touch()
+    for name, child in children.items():
+        wait_until_imported(name, child)
+    (WORK / "quiet").touch()  # nothing is measured while others import
     try:
         for name in ("prepare", *jobs):
-            if options.limit and time.time() - start > options.limit:
-                results.append({"failed": name, "error": f"not started: {options.limit} s are over"})
+            left_s = options.limit - (time.time() - start)
+            if left_s < 20:
+                results.append({"failed": name, "error": f"not started: the {options.limit} s are over"})
                 continue
             if name not in children:  # --cpu: two cores, so one at a time
                 children[name] = start_child(name, options)
-            results += finish_child(name, children[name], 1200 if options.cpu else JOBS.get(name, 120))
+            results += finish_child(name, children[name], min(left_s, 1200 if options.cpu else JOBS.get(name, 120)))
             write(results, jobs, options)
     finally:
         for child in children.values():
@@ -81,11 +89,15 @@ def start_child(name: str, options) -> subprocess.Popen:
                                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))})
 
 
-def finish_child(name: str, child: subprocess.Popen, limit_s: int) -> list[dict]:
-    """Let the child measure when it has imported, wait for it, and read what it has found, even if it failed half-way."""
-    imports = time.time()
-    while child.poll() is None and not (WORK / f"ready_{name}").exists() and time.time() - imports < 120:
+def wait_until_imported(name: str, child: subprocess.Popen, limit_s: int = 120) -> None:
+    start = time.time()
+    while child.poll() is None and not (WORK / f"ready_{name}").exists() and time.time() - start < limit_s:
         time.sleep(0.05)
+
+
+def finish_child(name: str, child: subprocess.Popen, limit_s: int) -> list[dict]:
+    """Let the child measure, wait for it, and read what it has found, even if it failed half-way."""
+    wait_until_imported(name, child)
     (WORK / f"go_{name}").touch()
     start = time.time()
     try:
@@ -95,8 +107,7 @@ def finish_child(name: str, child: subprocess.Popen, limit_s: int) -> list[dict]
         child.wait()
     lines = WORK / f"{name}.jsonl"
     results = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
-    print(f"{name}: waited {start - imports:.0f} s, took {time.time() - start:.0f} s, exit {child.returncode}, {len(results)} results",
-          flush=True)
+    print(f"{name}: {time.time() - start:.0f} s, exit {child.returncode}, {len(results)} results", flush=True)
     if child.returncode:
         results.append({"failed": name, "error": f"exit {child.returncode} after {time.time() - start:.0f} s"})
     if child.returncode or any("failed" in row for row in results):
@@ -150,7 +161,7 @@ def print_report(results: list[dict]) -> None:
     for row in results + summarize(results):
         if "arm" in row:
             low, median, high = row["tokens_s_10_50_90"]
-            print(f"{row['arm'][:40]:40} {row['tokens_s']:>7,} tokens/s (steps {low:,} {median:,} {high:,}) {row['step_ms']:>7.1f} ms"
+            print(f"{row['arm']:42} {row['tokens_s']:>7,} tokens/s (steps {low:,} {median:,} {high:,}) {row['step_ms']:>7.1f} ms"
                   f" pass {row.get('pass_ms', 0):.1f} peak {row['peak_gib']:5.2f} GiB floor {row.get('floor_share', 0):.1%}")
         elif "profile" not in row:
             print(json.dumps(row)[:400])
@@ -171,7 +182,7 @@ if __name__ == "__main__":
     for flag in ("--quick", "--small", "--cpu"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--jobs", help="comma-separated, of: " + ", ".join(JOBS))
-    parser.add_argument("--limit", type=int, help="start no job after so many seconds")
+    parser.add_argument("--limit", type=int, default=10_000, help="end after so many seconds")
     parser.add_argument("--draw", type=Path, metavar="FILE")
     options = parser.parse_args()
     draw(options.draw) if options.draw else main(options)

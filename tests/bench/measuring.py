@@ -28,7 +28,7 @@ from transformers import TrainerCallback  # noqa: E402
 MODEL_DIR = WORK / "model"
 DEVICE = "cpu" if CPU else "cuda"
 DTYPE = torch.float32 if CPU else torch.bfloat16
-ROWS, CYCLE = (4, 3) if CPU else (32, 12)  # examples a step; different batches, then the first comes again
+ROWS, CYCLE = (4, 3) if CPU else (32, 8)  # examples a step; different batches, then the first comes again
 SAME_STEPS = 5  # steps whose loss must agree between the arms
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LENGTHS = [15, 24, 28, 41, 52, 62, 73, 82, 96, 109, 127, 150, 171, 199, 228, 271, 318, 367, 458, 512, 512]  # 0%, 5%, ... 100%
@@ -42,9 +42,15 @@ def record(**row) -> None:
 
 
 def wait_for_turn() -> None:
-    """All children import at the start; each measures when the parent says so."""
+    """All children import and open the GPU at the start; each measures when the parent says so."""
+    if not CPU:
+        torch.zeros(1, device="cuda")
     (WORK / f"ready_{NAME}").touch()
-    while not (WORK / f"go_{NAME}").exists():
+    wait_for(f"go_{NAME}")
+
+
+def wait_for(file: str) -> None:
+    while not (WORK / file).exists():
         time.sleep(0.05)
 
 

@@ -29,7 +29,8 @@ from medqa_lib import fast_train, planning
 from medqa_lib.config import ALL_LINEAR, QKV
 from medqa_lib.fast_train import FastStep, LinearGroup
 
-LONG, SHORT = ((7, 6), (7, 6)) if CPU else ((7 * CYCLE, 2 * CYCLE), (5 * CYCLE, 2 * CYCLE))  # steps, of which warm-up
+# Steps, of which warm-up: two rounds of the batches, since a larger batch than before has the graphs of all sizes recorded again.
+LONG, SHORT = ((7, 6), (2, 1)) if CPU else ((8 * CYCLE, 2 * CYCLE), (6 * CYCLE, 2 * CYCLE))
 
 
 # ---------------------------------------------------------------- the model and the machine
@@ -51,6 +52,7 @@ def prepare() -> None:
     if fast_train.triton:
         versions["triton"] = fast_train.triton.__version__
     ceilings = {"gpu": "cpu"}
+    m.wait_for("quiet")  # the others have imported
     if not CPU:
         ceilings = {"gpu": torch.cuda.get_device_name(), "matmul_tflops": matmul_ceiling(), "copy_tb_s": copy_ceiling()}
     # a forward pass multiplies each linear weight once (2 operations), the backward pass once more: frozen weights need no gradient
@@ -216,7 +218,7 @@ def count_recordings(steps: int) -> int:
 def run_padded() -> None:
     model = load_model(dropout=0.0)
     with guarded("padded, dropout 0"):
-        train(model, plan_for("padded", ROWS // 4), "padded, dropout 0", 7, 5 if not CPU else 6)
+        train(model, plan_for("padded", ROWS // 4), "padded, dropout 0", 6, 5)
     model = renew(model)
     steps = (7, 6) if CPU else (7, 2)
     with guarded("padded"):
@@ -239,7 +241,7 @@ def run_flattened() -> None:
     model = renew(model, dropout=0.0)
     with guarded("flattened, dropout 0"):
         planning.prepare_model(model, "flattened")
-        train(model, plan_for("flattened"), "flattened, dropout 0", 7, 6)
+        train(model, plan_for("flattened"), "flattened, dropout 0", 6, 5)
 
 
 def varlen_on_cpu(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, **_):
@@ -264,7 +266,7 @@ def run_fast() -> None:
 
 
 def run_settings() -> None:
-    model = fast_arm("fast, dropout 0", dropout=0.0)
+    model = fast_arm("fast, dropout 0", steps=LONG, dropout=0.0)
     model = fast_arm("fast, q k v only", model, targets=QKV)
     with guarded("profile"):
         profile(renew(model))
@@ -325,13 +327,14 @@ def torch_answer_loss(self, hidden, delta, batch, need_grad):
 def run_growth() -> None:
     """How speed grows with the step's size; `filled` is what graphs for multiples of BUCKET compute more than the real tokens."""
     model = load_model()
-    fast_train.install_fast_layers(model)
-    steps, cycle = ((7, 6), 3) if CPU else ((20, 8), 4)
+    steps, cycle = (SHORT, 1) if CPU else ((20, 8), 4)
     for cap, rows in [(12, ROWS)] if CPU else itertools.product((256, 512, 1024), (8, 16, 32, 64)):
         tokens = [sum(len(example["input_ids"]) for example in m.make_examples(cycle * rows, cap)[i * rows:(i + 1) * rows])
                   for i in range(cycle)]
         filled = sum(-(-n // fast_train.BUCKET) * fast_train.BUCKET for n in tokens) / sum(tokens) - 1
         with guarded(f"growth {rows} {cap}"):
+            model = renew(model)
+            fast_train.install_fast_layers(model)
             train(model, plan_for("fast", rows, rows=rows), f"growth: {rows} examples, {cap} tokens", *steps, cap=cap, cycle=cycle,
                   about={"growth_examples": rows, "growth_tokens": cap, "filled": round(filled, 3)})
 
