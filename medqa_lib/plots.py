@@ -304,7 +304,7 @@ def _draw_gains(panel, gains: Sequence[dict]) -> None:
     values = [row["gain_percent"] for row in gains]
     panel.barh([row["ingredient"] for row in gains], values, color=[GREEN if value >= 3 else GREY for value in values], height=0.7)
     for place, value in enumerate(values):
-        panel.annotate(f"{value:+.1f}%", (max(value, 0), place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+        panel.annotate(f"{value:+.1f}%", (max(value, 3), place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
     panel.axvline(3, color=VERMILION, linestyle="--")
     panel.set(xlabel="Gain in tokens / s over the same without it (%); dashed: 3%", xlim=(min(0, *values) * 1.1 - 1, max(5, *values) * 1.2))
 

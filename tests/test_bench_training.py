@@ -23,7 +23,8 @@ def arm(name, tokens_s, **more):
 def test_summarize_compares_with_the_mean_of_the_repeated_arm(bench):
     rows = [arm("fast", 900, record_ms=100.0, recordings_in_400_steps=8, step_ms=48.0), arm("fast", 1100), arm("padded", 50),
             arm("Unsloth tuned, dropout 0", 500), arm("fast less graphs", 800), {"failed": "ablation", "error": "none"}]
-    ratios, gain, graphs = bench.summarize(rows)
+    ratios, memory, gain, graphs = bench.summarize(rows)
+    assert memory == {"summary": "low memory: tokens/s, peak GiB", "Unsloth tuned, dropout 0": [500, 0.0]}
     assert ratios == {"summary": "fast / other arms", "fast": 1000, "runs": [900, 1100], "padded": 20.0, "Unsloth tuned, dropout 0": 2.0}
     assert (gain["ingredient"], gain["without"], gain["gain_percent"]) == ("CUDA graphs", "fast less graphs", 25.0)
     assert graphs["share_of_400_steps"] == pytest.approx(0.8 / (0.8 + 400 * 0.048))

@@ -36,6 +36,7 @@ JOBS = {"fast": 90, "flattened": 60, "unsloth_shim": 120, "padded": 100, "unslot
         "nf4": 50, "nf4_16": 50, "settings": 80, "unsloth_tuned": 100, "ablation": 150, "growth": 120, "memory": 90,
         "unsloth_notebook": 120}
 QUICK = list(JOBS)[:7]
+IMPORTS_S = 75  # all imports together are waited for at most so long
 # ingredient or choice -> the arm without it
 ABLATIONS = {
     "CUDA graphs": "fast less graphs", "kept weights": "fast, NF4 at every use", "B inside the matmul": "fast less B inside the matmul",
@@ -61,7 +62,7 @@ def main(options) -> None:
     results = []
     (WORK / "go_prepare").touch()
     for name, child in children.items():
-        wait_until_imported(name, child)
+        wait_until_imported(name, child, IMPORTS_S - (time.time() - start))
     (WORK / "quiet").touch()  # nothing is measured while others import
     try:
         for name in ("prepare", *jobs):
@@ -89,7 +90,7 @@ def start_child(name: str, options) -> subprocess.Popen:
                                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))})
 
 
-def wait_until_imported(name: str, child: subprocess.Popen, limit_s: int = 120) -> None:
+def wait_until_imported(name: str, child: subprocess.Popen, limit_s: float = 120) -> None:
     start = time.time()
     while child.poll() is None and not (WORK / f"ready_{name}").exists() and time.time() - start < limit_s:
         time.sleep(0.05)
@@ -134,10 +135,13 @@ def summarize(results: list[dict]) -> list[dict]:
     speed = {name: sum(row["tokens_s"] for row in rows) / len(rows) for name, rows in arms.items()}
     found = []
     rivals = [name for name in speed if name.startswith("Unsloth")]
+    peak = {name: max(row.get("peak_gib", 0.0) for row in rows) for name, rows in arms.items()}
     if "fast" in speed:
         others = [name for name in ("padded", "padded to 512", "flattened", *rivals) if name in speed]
         found.append({"summary": "fast / other arms", "fast": round(speed["fast"]), "runs": [row["tokens_s"] for row in arms["fast"]],
                       **{name: round(speed["fast"] / speed[name], 2) for name in others}})
+        found.append({"summary": "low memory: tokens/s, peak GiB", **{name: [round(speed[name]), peak[name]] for name in speed
+                                                                      if name.startswith(("fast, NF4", "Unsloth tuned"))}})
         for name, arm in ABLATIONS.items():
             if arm in speed:
                 found.append({"summary": "ablation", "ingredient": name, "without": arm, "tokens_s": round(speed[arm]),

@@ -69,7 +69,8 @@ def run() -> None:
 def describe(trainer, examples) -> None:
     """What Unsloth has made of the settings; and that it trains on the tokens that it was given."""
     batch = next(iter(trainer.get_train_dataloader()))
-    facts = {"padding_free": trainer.args.padding_free, "checkpointing": getattr(trainer.model, "_unsloth_gradient_checkpointing", None),
+    facts = {"padding_free": trainer.args.padding_free,
+             "checkpointing": any(getattr(module, "gradient_checkpointing", False) for module in trainer.model.modules()),
              "batch": {key: list(value.shape) for key, value in batch.items() if hasattr(value, "shape")},
              "same_tokens": batch["input_ids"][0, :8].tolist() == examples[0]["input_ids"][:8]}
     try:
