@@ -327,7 +327,7 @@ def torch_answer_loss(self, hidden, delta, batch, need_grad):
 def run_growth() -> None:
     """How speed grows with the step's size; `filled` is what graphs for multiples of BUCKET compute more than the real tokens."""
     model = load_model()
-    steps, cycle = (SHORT, 1) if CPU else ((20, 8), 4)
+    steps, cycle = (SHORT, 1) if CPU else ((16, 8), 4)
     for cap, rows in [(12, ROWS)] if CPU else itertools.product((256, 512, 1024), (8, 16, 32, 64)):
         tokens = [sum(len(example["input_ids"]) for example in m.make_examples(cycle * rows, cap)[i * rows:(i + 1) * rows])
                   for i in range(cycle)]
