@@ -274,10 +274,14 @@ def plot_training_speed(rows: Sequence[dict]) -> Figure:
 
     Args:
         rows: tests/bench/bench_training.py's results file. Arms with under four timed steps only compare losses and are not drawn.
+    Raises:
+        ValueError: no arm is left to draw, as after `--cpu`.
     """
     gains = [row for row in rows if row.get("summary") == "ablation"]
     arms = pd.DataFrame([row for row in rows if "arm" in row and "growth_tokens" not in row and row.get("job") != "ablation"
                          and row.get("timed_steps", 0 if "dropout 0" in row["arm"] else 4) >= 4])
+    if arms.empty:
+        raise ValueError("The results hold no arm with four or more timed steps.")
     arms[["low", "high"]] = [(spread[0], spread[-1]) for spread in arms.filter(regex="^tokens_s_").bfill(axis=1).iloc[:, 0]]
     arms = arms.groupby("arm").agg(rate=("tokens_s", "mean"), low=("low", "min"), high=("high", "max"), memory=("peak_gib", "max"),
                                    runs=("tokens_s", "size")).sort_values("rate")

@@ -188,3 +188,8 @@ def test_plot_training_growth_draws_a_line_a_length_limit_and_the_pass_alone():
     assert "12% of the real tokens at 512 a step, 3% at 4,096" in caption(figure)
     assert "2.0 to 2.0 ms a step are outside it (10% of the smallest step, 5% of the largest)" in caption(figure)
     assert all(panel.get_xlabel() and panel.get_ylabel() for panel in figure.axes)
+
+
+def test_plot_training_speed_says_when_nothing_was_timed():
+    with pytest.raises(ValueError, match="no arm with four"):
+        plots.plot_training_speed([make_benchmark()[4]])
