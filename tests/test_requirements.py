@@ -17,7 +17,8 @@ COLAB = {**default_environment(), "python_version": "3.13", "python_full_version
          "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
 IMPORT_NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 # Imported where it is there, and done without where it is not.
-OPTIONAL = {"triton": "comes with torch for CUDA", "xllamacpp": "checks an exported GGUF file in llama.cpp itself"}
+OPTIONAL = {"triton": "comes with torch for CUDA", "xllamacpp": "checks an exported GGUF file in llama.cpp itself",
+            "unsloth": "a rival that tests/bench measures, from a folder of its own", "trl": "comes with unsloth"}
 # Needed, but never imported by us: who needs it.
 USED_BY_OTHERS = {"gguf": "transformers, to read GGUF files", "accelerate": "transformers.Trainer", "ruff": ".ci/run", "nbmake": "pytest",
                   "pytest-xdist": "pytest",
