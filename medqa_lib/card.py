@@ -64,8 +64,7 @@ LIMITS = """\
 - What the base model saw before, these sources perhaps among it, is not known. The leakage table is about the fine-tuning alone."""
 
 
-def write_card(run: RunResult, base: RunResult, repository: str, base_model: str, home: Path | None = None,
-               defects: str = "") -> str:
+def write_card(run: RunResult, base: RunResult, repository: str, base_model: str, home: Path | None = None) -> str:
     """Text of the README.md that describes this adapter on the Hub.
 
     Args:
@@ -74,14 +73,12 @@ def write_card(run: RunResult, base: RunResult, repository: str, base_model: str
         repository: where it will lie, "owner/name".
         base_model: the base model's Hub name.
         home: where the run's splits are kept, by default `config.home_dir()`.
-        defects: what was found wrong with this run later, in Markdown.
     Raises:
         FileNotFoundError: the splits that the run names by their hashes are not there.
     """
     experiment = run.config["identity"]["experiment"]
     data = find_data(run, home or home_dir())
     sections = {
-        **({"Known defects": defects} if defects else {}),
         "Load it": "\n\n".join(filter(None, [_show_loading(repository), BASE_NOTES.get(run.config["identity"]["model"])])),
         "Results": "\n\n".join(filter(None, [_show_results(run, base), _show_behaviour(run, base), _show_reference_lines(run)])),
         "Answers, wrong ones among them": _show_answers(run),

@@ -154,16 +154,6 @@ def compare_merge(tokenizer, merged: list[generation.Answer], unmerged: list[gen
     return {**{f"merge_{name}": share for name, share in found.items()}, "merge_questions": len(unmerged), "merge_new_tokens": new_tokens}
 
 
-def check_merge(adapter_dir: Path, questions: list[str], profile: Profile | None = None) -> dict:
-    """`compare_merge` for an adapter whose run is finished; both models answer now."""
-    profile = profile or current_profile()
-    base, tokenizer = load_base_model(profile), load_tokenizer(profile)
-    unmerged = answer_unmerged(base, adapter_dir, questions, profile)
-    model = load_merged(adapter_dir, profile, base)
-    merged = generation.generate_records(model, tokenizer, questions[: len(unmerged)], merge_check_size(profile)[1])
-    return compare_merge(tokenizer, merged, unmerged, profile)
-
-
 def score_test(test, answers, profile: Profile) -> pd.DataFrame:
     """score_answers' frame, with what identifies a row but does not show it."""
     references = list(test["answer"])

@@ -74,6 +74,7 @@ class LinearGroup:
         return weight
 
     def copy_b(self, weight: torch.Tensor) -> None:
+        """Put the present B beside the frozen weights."""
         for slot, b in zip(self.slots, self.parameters[1::2], strict=True):
             weight[slot].copy_(b)
 
@@ -215,6 +216,7 @@ class FastStep:
 
     @torch.autocast("cuda", enabled=False)  # every type is chosen here
     def compute(self, batch, need_grad: bool) -> torch.Tensor:
+        """The pass itself, kernel by kernel; see `run`."""
         model = self.causal.model
         for layer in self.layers:
             for group in layer.groups:
@@ -252,6 +254,7 @@ class FastStep:
         return losses.sum(), kernels.norm_grad(x, h, rstd, norm) if need_grad else None
 
     def replay(self, batch) -> torch.Tensor:
+        """`compute` with gradients as a graph, recorded first if there is none of these sizes."""
         size = -(-len(batch.ids) // BUCKET) * BUCKET
         key = (size, len(batch.starts), -(-batch.longest // BUCKET), batch.training)
         if key not in self.graphs:
@@ -278,6 +281,7 @@ class FastStep:
                                scale=batch.scale.clone(), longest=-(-batch.longest // BUCKET) * BUCKET, training=batch.training)
 
     def fill(self, static, batch) -> None:
+        """Copy a batch into one of `blank`."""
         for name in ("ids", "positions", "targets", "starts", "seeds", "scale"):
             value = getattr(batch, name)
             getattr(static, name)[: len(value)].copy_(value)

@@ -49,9 +49,9 @@ def card(home):
     return make_card(home)
 
 
-def make_card(home, repository="someone/medqa", defects="", **changes):
+def make_card(home, repository="someone/medqa", **changes):
     runs = load_runs(home / "results")
-    return write_card(dataclasses.replace(runs["exp_004"], **changes), runs["base"], repository, "owner/Base", home, defects)
+    return write_card(dataclasses.replace(runs["exp_004"], **changes), runs["base"], repository, "owner/Base", home)
 
 
 def test_write_card_has_front_matter_that_the_hub_reads(card):
@@ -88,11 +88,6 @@ def test_write_card_shows_the_reference_lines_that_were_run(home, card):
     run = load_runs(home / "results")["exp_004"]
     save_run(home / "results" / "line_nearest_answer", run.config, {"rougeL": 0.25, "bleu": 9.143}, run.scores, run.losses, [])
     assert "the answer of the most similar training question (TF-IDF) | 0.2500 | 9.14 |" in make_card(home)
-
-
-def test_write_card_puts_known_defects_first(home):
-    assert make_card(home, defects="The end token is wrong.").index("The end token is wrong.") < make_card(home).index("## Load it") + 50
-    assert "Known defects" not in make_card(home)
 
 
 def test_write_card_reports_what_leaks(card):

@@ -174,11 +174,13 @@ def print_report(results: list[dict]) -> None:
 def draw(path: Path) -> None:
     sys.path.insert(0, str(ROOT))
     os.environ.setdefault("MEDQA_FIGURES", str(ROOT / "assets" / "figures"))
-    from medqa_lib import plots
+    from figures import plot_training_growth, plot_training_speed
+
+    from medqa_lib.plots import save_figure
     rows = json.loads(path.read_text())
-    print(plots.save_figure(plots.plot_training_speed(rows), "training_speed"))
+    print(save_figure(plot_training_speed(rows), "training_speed"))
     if any("growth_tokens" in row for row in rows):
-        print(plots.save_figure(plots.plot_training_growth(rows), "training_growth"))
+        print(save_figure(plot_training_growth(rows), "training_growth"))
 
 
 if __name__ == "__main__":
