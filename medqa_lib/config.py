@@ -61,7 +61,10 @@ def _experiments() -> dict[str, Experiment]:
                         partner="exp_002", differs_in=("learning_rate",))
     fixed = Experiment("exp_004", "What does the label-shift fix give?", 400, 2e-4, "aligned",
                        partner="exp_003", differs_in=("labels",))
-    runs = [baseline, fewer, higher, fixed]
+    best = dataclasses.replace(fixed, name="exp_005", question="How far does the best recipe of a search within the same budget go?",
+                               learning_rate=4e-3, lr_scheduler="cosine", lora=LoraSettings(dropout=0.0, target_modules=ALL_LINEAR),
+                               partner="exp_004", differs_in=("learning_rate", "lr_scheduler", "lora"))
+    runs = [baseline, fewer, higher, fixed, best]
     for run in (baseline, fewer):
         runs.append(dataclasses.replace(run, name=f"{run.name}_aligned", labels="aligned", partner=run.name, differs_in=("labels",),
                                         question=f"What would {run.name} have given with aligned labels?"))
@@ -74,7 +77,7 @@ def _experiments() -> dict[str, Experiment]:
     for run in (higher, fixed):
         runs.append(dataclasses.replace(run, name=f"{run.name}_random", split="random", partner=run.name, differs_in=("split",),
                                         question=f"How much does a leaking random split flatter {run.name}?"))
-    for run in (higher, fixed):
+    for run in (higher, fixed, best):
         for seed in (43, 44):
             runs.append(dataclasses.replace(run, name=f"{run.name}_seed{seed}", seed=seed, partner=run.name, differs_in=("seed",),
                                             question=f"How much of {run.name} is the luck of one seed?"))

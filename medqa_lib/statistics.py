@@ -1,4 +1,4 @@
-"""Is a difference between two runs more than luck? Paired bootstrap over test questions, and Holm's correction.
+"""Is a difference between two runs more than luck? Paired bootstrap over test questions, Welch's test over seeds, Holm's correction.
 
 Questions about one disease share answers, so whole groups are resampled, not questions. Both runs answer the same
 questions, so both get the same resample and only their difference is judged.
@@ -14,6 +14,7 @@ import pandas as pd
 from medqa_lib.metrics import BLEU_COLUMNS, METRICS, bleu_from_statistics
 
 ALPHA = 0.05
+DIRECTIONS = {"validation_loss": -1} | {name: direction for name, (_, direction) in METRICS.items()}  # 1: higher is better
 CHUNK = 500  # resamples at a time: 500 x 1,800 groups take 7 MB
 LENGTH_EDGES = (0, 50, 100, 200, np.inf)
 LENGTH_LABELS = ("under 50 words", "50-99 words", "100-199 words", "200 words or more")
@@ -78,6 +79,35 @@ def compare_slices(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metric
     masks |= {name: lengths == name for name in LENGTH_LABELS}
     named = {name: (base_scores[mask.to_numpy()], tuned_scores[mask.to_numpy()]) for name, mask in masks.items() if mask.any()}
     return _compare_all("slice", named, metrics, n_resamples, seed)
+
+
+def compare_seeds(recipes: dict[str, Sequence[dict]], pairs: Sequence[tuple[str, str]], metrics: Sequence[str]) -> pd.DataFrame:
+    """Two recipes that were each trained with several seeds: Welch's t test on the runs' scores, Holm over all.
+
+    `compare_runs` says whether other test questions would change the verdict, this whether other seeds would.
+
+    Args:
+        recipes: name -> the `metrics` of one run a seed.
+        pairs: (first, second), names out of `recipes`.
+        metrics: names out of METRICS, or "validation_loss".
+    Returns:
+        One row a pair and metric: pair, metric, first, first_sd, second, second_sd, delta, ci_low, ci_high, seeds, p, p_holm, verdict.
+    Raises:
+        ValueError: a recipe has fewer than two seeds, so there is no spread to judge by.
+    """
+    from scipy.stats import ttest_ind
+
+    if single := [name for name in dict.fromkeys(name for pair in pairs for name in pair) if len(recipes[name]) < 2]:
+        raise ValueError(f"{', '.join(single)}: one seed each; expected at least 2. Train the runs named ..._seed43 and ..._seed44.")
+    rows = []
+    for pair, metric in [(pair, metric) for pair in pairs for metric in metrics]:
+        first, second = ([run[metric] for run in recipes[name]] for name in pair)
+        test = ttest_ind(second, first, equal_var=False)
+        low, high = test.confidence_interval(1 - ALPHA)
+        rows.append({"pair": " -> ".join(pair), "metric": metric, "first": np.mean(first), "first_sd": np.std(first, ddof=1),
+                     "second": np.mean(second), "second_sd": np.std(second, ddof=1), "delta": np.mean(second) - np.mean(first),
+                     "ci_low": low, "ci_high": high, "seeds": f"{len(first)} and {len(second)}", "p": test.pvalue})
+    return _correct_holm(pd.DataFrame(rows))
 
 
 def adjust_holm(p_values: Sequence[float]) -> np.ndarray:
@@ -177,7 +207,7 @@ def _correct_holm(table: pd.DataFrame) -> pd.DataFrame:
     """Fill p_holm and verdict over the whole table."""
     table["p_holm"] = adjust_holm(table["p"])
     words = {1: ("better", "worse"), -1: ("worse", "better"), 0: ("higher", "lower")}
-    up, down = zip(*(words[METRICS[name][1]] for name in table["metric"]), strict=True)
+    up, down = zip(*(words[DIRECTIONS[name]] for name in table["metric"]), strict=True)
     table["verdict"] = np.where(table["p_holm"] >= ALPHA, "no difference", np.where(table["delta"] > 0, up, down))
-    ends = ["p", "p_holm", "verdict", "n", "groups"]
+    ends = [name for name in ("p", "p_holm", "verdict", "n", "groups") if name in table]
     return table[[*(column for column in table if column not in ends), *ends]]

@@ -249,3 +249,19 @@ def test_compare_runs_is_fast_and_small():
     assert len(table) == 12
     assert seconds < 5
     assert peak < 1e9
+
+
+def test_compare_seeds_equals_welch_by_hand():
+    recipes = {"a": [{"bleu": 1.0, "validation_loss": 2.0}, {"bleu": 2.0, "validation_loss": 2.2}, {"bleu": 3.0, "validation_loss": 2.1}],
+               "b": [{"bleu": 6.0, "validation_loss": 1.0}, {"bleu": 8.0, "validation_loss": 1.1}]}
+    table = statistics.compare_seeds(recipes, [("a", "b")], ["bleu", "validation_loss"]).set_index("metric")
+    # means 2 and 7, variances 1 and 2: standard error sqrt(1/3 + 2/2), Welch-Satterthwaite degrees of freedom (4/3)^2 / ((1/3)^2/2 + 1)
+    error, freedom = np.sqrt(4 / 3), (4 / 3) ** 2 / ((1 / 3) ** 2 / 2 + 1)
+    bleu = table.loc["bleu"]
+    assert (bleu["first"], bleu["second"], bleu["first_sd"]) == (2, 7, 1)
+    assert bleu["p"] == pytest.approx(2 * t.sf(5 / error, freedom))
+    assert [bleu["ci_low"], bleu["ci_high"]] == pytest.approx([5 - t.ppf(0.975, freedom) * error, 5 + t.ppf(0.975, freedom) * error])
+    assert list(table["p_holm"]) == pytest.approx(list(statistics.adjust_holm(table["p"])))
+    assert table.loc["validation_loss", "verdict"] == "better", "a lower loss"
+    with pytest.raises(ValueError, match="b: one seed each; expected at least 2"):
+        statistics.compare_seeds(recipes | {"b": recipes["b"][:1]}, [("a", "b")], ["bleu"])
