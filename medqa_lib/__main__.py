@@ -186,11 +186,12 @@ def print_results(profile: Profile) -> None:
     table = summary_table(runs)
     shown = table.astype(str)
     for column in table.columns.drop("n_test"):
-        base = table.loc["base", column]
         for run, value in table[column].items():
-            change = f" ({value / base - 1:+.1%})" if base and run != "base" else ""
+            own_base = "base_random" if run.endswith("_random") and "base_random" in table.index else "base"  # the same test questions
+            base = table.loc[own_base, column]
+            change = f" ({value / base - 1:+.1%})" if base and run != own_base else ""
             shown.loc[run, column] = "-" if pd.isna(value) else f"{value:.4f}{change}"
-    print(f"\n{profile.model}, profile {profile.name}; changes are against the base model\n{shown.to_string()}")
+    print(f"\n{profile.model}, profile {profile.name}; changes are against the base model on the same questions\n{shown.to_string()}")
     figure = Path(os.environ.get("MEDQA_FIGURES") or home_dir() / "figures") / f"changes_{profile.model_slug}.png"
     print(f"\nComparison figure: {figure}" if figure.exists() else "\nNotebook 20 draws the comparison figure.")
 

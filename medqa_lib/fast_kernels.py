@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-CHUNK = 512  # tokens that one program of `group_grad_kernel` sums over; chunks are added up in a fixed order, so runs repeat exactly
+CHUNK = 512  # tokens that one program of `group_grad_kernel` sums over; the chunks' sums are added up in a fixed order
 
 
 @triton.jit

@@ -4,7 +4,7 @@ It computes what transformers and PEFT compute, on PEFT's own parameters, for do
 checkpoints, callbacks, gradient clipping and `accelerate launch` see the model that they know. Needs bfloat16 on a GPU of
 capability 8.0 or more; MEDQA_FAST=0 switches it off. What makes it fast, and why that is exact:
 
-- The GPU never waits for the CPU: a pass of a thousand kernels is recorded once a size and replayed with one call (`FastStep`).
+- The GPU never waits for the CPU: a pass of some two thousand kernels is recorded once a size and replayed with one call (`FastStep`).
 - NF4 is dequantised once instead of at every use: the same numbers, kept.
 - q, k, v and gate, up are one matmul each, and LoRA's B is inside it (`LinearGroup`).
 - What is cheap to compute again (norms, SwiGLU, dropout masks) is not stored (`fast_kernels`).
@@ -86,7 +86,7 @@ class LinearGroup:
         return a, self.scaling / (1.0 - p), constants
 
     def forward(self, mode: int, source, rstd, norm, training: bool, seed):
-        """(T, rows) output and (T, columns) xa, of a source (T, W) or, for SWIGLU, (T, 2 W)."""
+        """(T, rows) output and (T, columns) xa (None without LoRA), of a source (T, W) or, for SWIGLU, (T, 2 W)."""
         tokens, weight = source.shape[0], self.weight()
         if mode == PLAIN and not self.slots:
             return source @ weight.t(), None
@@ -95,7 +95,7 @@ class LinearGroup:
         kernels.group_input_kernel[triton.cdiv(tokens, 16),](
             source, rstd, norm, *a, x, tokens, seed, factor, STRIDE=x.stride(0), MODE=mode, BT=16, BK=128, **constants)
         x = x[:, : self.width + self.columns]
-        return x @ weight.t(), x[:, self.width :].contiguous()
+        return x @ weight.t(), x[:, self.width :].contiguous() if self.slots else None  # an empty view would keep all of x
 
     def backward(self, grad, xa, mode: int, source, rstd, norm, training: bool, seed, need_input: bool = True):
         """Gradient of the source (NORM: of the norm's output); those of A and B go into `gradients`."""

@@ -261,7 +261,8 @@ def plot_search(table: pd.DataFrame) -> Figure:
                 panel.annotate(f"{row['validation_loss']:.4f}", (row["validation_loss"], place), xytext=(7, 0), textcoords="offset points",
                                va="center", fontsize=9)
             else:
-                panel.text(0.01, place, row["status"][:60], transform=panel.get_yaxis_transform(), va="center", fontsize=9)
+                panel.text(0.01, place, textwrap.shorten(row["status"], 80, placeholder=" ..."), transform=panel.get_yaxis_transform(),
+                           va="center", fontsize=9)
         panel.set_yticks(table.index, [textwrap.fill(name.replace("+", " + "), 44) for name in table["name"]], fontsize=8)
         panel.invert_yaxis()
         panel.margins(x=0.15, y=0.03)

@@ -10,8 +10,11 @@ def make_benchmark():
         return {"arm": name, "job": job, "tokens_s": tokens_s, "tokens_s_10_50_90": [tokens_s - 50, tokens_s, tokens_s + 70],
                 "timed_steps": timed, "peak_gib": 9.5}
 
+    outside = {4: 30.0, 8: 20.0, 16: 12.0, 32: 1.0, 64: 1.0, 128: 1.0}
     growth = [{"arm": f"growth: {n}, {limit}", "growth_examples": n, "growth_tokens": limit, "tokens_a_step": n * limit // 4,
-               "tokens_s": 1000 + n, "step_ms": 12.0 + n, "pass_ms": 10.0 + n, "filled": 1 / n} for n in (32, 8) for limit in (256, 512)]
+               "timed_steps": 8, "tokens_s": 1000 + n, "pass_ms": n * limit / 800 + limit / 256,
+               "step_ms": n * limit / 800 + limit / 256 + outside[n], "filled": 1 / n}
+              for n in (128, 64, 32, 16, 8, 4) for limit in (256, 512)]
     return [{"gpu": "Made-up GPU", "date": "2026-01-02", "rows": 32}, arm("fast", 1000, "fast"), arm("fast", 2000, "fast.2"),
             arm("fast less graphs", 500, "ablation"), arm("flattened, dropout 0", 30, "flattened", 1),
             arm("Unsloth tuned, dropout 0", 700, "unsloth_tuned"), {"check": "kept", "ok": True}, {"failed": "x", "error": "y"},
@@ -37,17 +40,29 @@ def test_plot_training_speed_adds_what_each_ingredient_gains():
     assert panel.get_xlim()[0] < -0.4 and panel.get_xlim()[1] > 200
 
 
-def test_plot_training_growth_draws_a_line_a_length_limit_and_the_pass_alone():
+def test_plot_training_growth_draws_a_line_a_length_limit_and_each_pass():
+    speed, time = plot_training_growth(make_benchmark()).axes
+    whole = [line for line in speed.lines if line.get_linestyle() == "-"]
+    assert [line.get_xydata()[:2].tolist() for line in whole] == [[[4, 1004], [8, 1008]]] * 2
+    assert [label.get_text() for label in speed.get_xticklabels()] == ["4", "8", "16", "32", "64", "128"]
+    passes = [line for line in time.lines if line.get_linestyle() == ":"]
+    assert [line.get_xydata()[-1].tolist() for line in passes] == [[8192, 41.96], [16_384, 83.92]]
+    hollow = [line.get_xdata().tolist() for line in speed.lines if line.get_markerfacecolor() == "white"]
+    assert hollow == [[4, 8, 16], [4, 8, 16]]
+    assert all(panel.get_xlabel() and panel.get_ylabel() for panel in (speed, time))
+
+
+def test_plot_training_growth_gives_each_bend_its_reason():
     figure = plot_training_growth(make_benchmark())
-    by_examples, by_tokens = figure.axes
-    assert [line.get_xydata().tolist() for line in by_examples.lines] == [[[8, 1008], [32, 1032]]] * 2
-    assert [label.get_text() for label in by_examples.get_xticklabels()] == ["8", "32"]
-    passes = [line for line in by_tokens.lines if line.get_linestyle() == ":"]
-    assert passes[0].get_xydata().tolist() == [[512, 1e3 * 512 / 18], [2048, 1e3 * 2048 / 42]]
-    assert [text.get_text() for text in figure.legends[0].texts] == ["at most 256 tokens", "at most 512 tokens"]
-    assert "12% of the real tokens at 512 a step, 3% at 4,096" in figure.get_supxlabel()
-    assert "2.0 to 2.0 ms a step are outside it (10% of the smallest step, 5% of the largest)" in figure.get_supxlabel()
-    assert all(panel.get_xlabel() and panel.get_ylabel() for panel in figure.axes)
+    assert [text.get_text() for text in figure.legends[0].texts] == [f"at most {n} tokens an example" for n in (256, 512)]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["A", "B", "B", "C"] * 2
+    said = " ".join(figure.get_supxlabel().split())
+    assert "A: the GPU waits" in said and "Steps of 256 to 2,048 tokens take 18 to 35 ms: 12 to 30 ms lie outside the pass" in said
+    assert "for its part of a step" not in said, "no arm without the ingredient that tells it"
+    assert "B: the pass takes over: from 2,048 tokens on it is 92% of the step or more" in said
+    assert "C: a pass takes about" in said
+    assert "8,192 tokens in examples of at most 512 take a pass of 43 ms, 8,192 in examples of at most 256 one of 42" in said
+    assert said.endswith("Made-up GPU, 2026-01-02; 8 timed steps a point (step: mean, pass: median).")
 
 
 def test_plot_training_speed_says_when_nothing_was_timed():

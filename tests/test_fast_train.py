@@ -212,6 +212,21 @@ def test_fast_forward_without_training_drops_nothing_and_leaves_other_calls_alon
             expected * sum(len(example["input_ids"]) - 2 for example in examples), rel=1e-5)
 
 
+@needs_triton
+def test_layers_without_lora_keep_nothing_for_it(cpu_attention, monkeypatch):
+    kept, forward = [], fast_train.LinearGroup.forward
+    def watched(group, *arguments):
+        out, xa = forward(group, *arguments)
+        kept.append((bool(group.slots), 0 if xa is None else xa.untyped_storage().nbytes()))
+        return out, xa
+    monkeypatch.setattr(fast_train.LinearGroup, "forward", watched)
+    model = make_model(targets=ALL_LINEAR[:3])
+    fast_train.install_fast_layers(model)
+    loss_and_gradients(model, FlatCollator()(make_examples()))
+    assert {has_lora for has_lora, _ in kept} == {True, False}
+    assert all((size > 0) == has_lora for has_lora, size in kept), "the storage behind xa, in bytes"
+
+
 def test_flat_collator_marks_documents():
     batch = FlatCollator()([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}])
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
