@@ -208,7 +208,7 @@ def _show_recipe(run: RunResult, experiment: dict) -> str:
         "learning rate": f"{experiment['learning_rate']:g}{faster}, {experiment['lr_scheduler']}, warm-up {experiment['warmup_share']:.0%}",
         "weight decay": f"{experiment['weight_decay']:g}",
         "seed": experiment["seed"],
-        "hardware": f"{run.config['gpu']}, {run.metrics['train_time_s'] / 60:.1f} min of training since its last start",
+        "hardware": f"{run.config['gpu']}, {run.metrics['train_time_s'] / 60:.1f} min of training",
         "versions": ", ".join(f"{name} {version}" for name, version in run.config["versions"].items() if version),
     }
     return _table(("what", "value"), rows.items())

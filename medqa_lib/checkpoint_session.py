@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from medqa_lib.checkpoints import (
     CheckpointError,
     checkpoint_step,
+    checkpoint_train_time,
     copy_checkpoint,
     latest_valid,
     prune_checkpoints,
@@ -121,6 +122,7 @@ class CheckpointSession(TrainerCallback):
         self.is_main = int(os.environ.get("RANK", "0")) == 0  # under `accelerate launch` only the first process writes
         self.missing: str | None = None  # name of a checkpoint that the lasting folder lacks
         self.saving = self.training = self.stop_asked = False
+        self.train_start = time.perf_counter()  # `resume_from` sets it anew
 
     def __enter__(self) -> Self:
         """Create the folders and take the lock.
@@ -186,6 +188,8 @@ class CheckpointSession(TrainerCallback):
     def resume_from(self) -> str | None:
         """The newest valid checkpoint of both folders, for `Trainer.train(resume_from_checkpoint=...)`; None: start afresh.
 
+        `train_time_s` counts from here.
+
         Raises:
             ResumeRefused: it belongs to another configuration.
         """
@@ -200,7 +204,16 @@ class CheckpointSession(TrainerCallback):
             print(f"Resuming from {best}")
             if best.parent != self.lasting_dir and verify(self.lasting_dir / best.name):
                 self._copy_to_lasting(best)
+        self.train_start = time.perf_counter() - (checkpoint_train_time(best) if best else 0)
         return str(best) if best else None
+
+    @property
+    def train_time_s(self) -> float:
+        """Seconds of training behind the run's present state, those of earlier processes up to the checkpoint that was resumed included.
+
+        What came after a checkpoint and was lost, to a kill or to GPU memory that ran out, is not counted.
+        """
+        return time.perf_counter() - self.train_start
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.training = True
@@ -221,7 +234,7 @@ class CheckpointSession(TrainerCallback):
         if not self.is_main:
             return
         checkpoint = self.local_dir / f"checkpoint-{state.global_step}"
-        write_manifest(checkpoint, self.identity)
+        write_manifest(checkpoint, self.identity, self.train_time_s)
         if self.lasting_dir != self.local_dir:
             self._copy_to_lasting(checkpoint)
         prune_checkpoints(self.local_dir, self.keep)

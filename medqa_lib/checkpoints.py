@@ -1,7 +1,8 @@
 """Verified checkpoints: saved on fast local disk, copied to the lasting folder (Drive in Colab), and only what verifies is resumed.
 
-A folder `checkpoint-N` is a checkpoint only with a valid `manifest.json`: sizes and SHA-256 of its files and the run's identity,
-written last and atomically. SHA-256 after a flush shows that Drive's client took the bytes, not that they were uploaded yet.
+A folder `checkpoint-N` is a checkpoint only with a valid `manifest.json`: sizes and SHA-256 of its files, the run's identity and its
+training time so far, written last and atomically. SHA-256 after a flush shows that Drive's client took the bytes, not that they were
+uploaded yet.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".") and path.name != MANIFEST)
 
 
-def write_manifest(folder: Path, identity: dict) -> None:
+def write_manifest(folder: Path, identity: dict, train_time_s: float = 0.0) -> None:
     """Make `folder` a checkpoint: flush and hash every file, then write the manifest."""
     (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
     files = {}
@@ -62,7 +63,7 @@ def write_manifest(folder: Path, identity: dict) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-    manifest = {"identity": json.loads(json.dumps(identity)), "files": files}
+    manifest = {"identity": json.loads(json.dumps(identity)), "files": files, "train_time_s": train_time_s}
     write_json_atomically(folder / MANIFEST, {**manifest, "seal": _seal(manifest)})
 
 
@@ -97,6 +98,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def checkpoint_step(checkpoint: Path) -> int:
     """N of checkpoint-N."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def checkpoint_train_time(checkpoint: Path) -> float:
+    """Seconds of training behind a valid checkpoint; 0 for one of an earlier version of this project, which did not write them."""
+    return json.loads((checkpoint / MANIFEST).read_text()).get("train_time_s", 0.0)
 
 
 def identity_differences(saved: dict, wanted: dict) -> list[str]:

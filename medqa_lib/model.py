@@ -235,7 +235,7 @@ def load_base_model(profile: Profile | None = None, quantized: bool = True) -> P
 def _from_pretrained(auto_class, path: str, **options):
     from transformers.utils import logging
 
-    if not Path(path).exists() and not _hub_answers():
+    if not Path(path).exists() and not hub_answers():
         print(f"The Hub does not answer: {path} is taken from the cache.")
         options["local_files_only"] = True
     logging.disable_progress_bar()  # its widgets keep a notebook from rendering on GitHub; downloads still show theirs
@@ -247,7 +247,7 @@ def _from_pretrained(auto_class, path: str, **options):
                            "model, that you are logged in (notebook 01); then run again. Files already fetched are kept.") from None
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether anything answers under the Hub's address. Without asking, transformers would try for minutes, file by file."""
     from huggingface_hub.constants import ENDPOINT
 

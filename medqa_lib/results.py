@@ -143,8 +143,7 @@ def summary_table(runs: dict[str, RunResult], columns: Sequence[str] = ("validat
 def describe_gpu_time(runs: dict[str, RunResult], dollars_per_hour: float = 3.0) -> str:
     """GPU time of a study and what it costs at an assumed price, in words. Training and answering count, loading and scoring do not.
 
-    `train_time_s` is that of a training's last process, and the files do not tell how many there were: the sum is a lower bound, and a
-    mean per run would say nothing.
+    A lower bound: what a killed process had done since its last checkpoint is in no run's `train_time_s`.
     """
     if all(run.config["gpu"].startswith("none") for run in runs.values()):
         return "No GPU was used."
@@ -153,4 +152,4 @@ def describe_gpu_time(runs: dict[str, RunResult], dollars_per_hour: float = 3.0)
     total_s = sum(trained) + answer_s
     return (f"{len(trained)} runs trained for at least {sum(trained) / 60:.0f} minutes, and with the untuned model's they answered for "
             f"{answer_s / 60:.0f}: at least {total_s / 3600:.2f} GPU hours, or ${dollars_per_hour * total_s / 3600:.2f} at an assumed "
-            f"${dollars_per_hour:.0f} an hour. A training that was resumed counts only since its last start.")
+            f"${dollars_per_hour:.0f} an hour. What was lost between a checkpoint and a stop is not counted.")

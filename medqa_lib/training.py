@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from medqa_lib import audit, likelihood, planning
+from medqa_lib import audit, likelihood, metrics, planning
 from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.checkpoints import checkpoint_folders, checkpoint_step
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
@@ -123,6 +123,7 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
     Raises:
         ValueError: unknown experiment, labels that are not what the experiment declares, or results of another run in the way.
         CheckpointError: checkpoints cannot be written, or belong to another run.
+        RuntimeError: model or BERTScore encoder can be neither downloaded nor found in the cache.
     """
     profile, home = profile or current_profile(), Path(home or home_dir())
     experiment = profile.scale(get_experiment(experiment) if isinstance(experiment, str) else experiment)
@@ -133,6 +134,8 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
     if finished:
         print(f"{experiment.name} is finished: read from {folder}")
         return finished
+    if profile.bertscore_encoder:
+        metrics.fetch_encoder(profile.bertscore_encoder)  # what cannot be fetched is said before the training, not after it
     adapter_dir = home / "adapters" / profile.model_slug / experiment.name
     local, lasting = checkpoint_folders(home, profile.model_slug, experiment.name)
     with CheckpointSession(local, lasting, identity) as session:
@@ -170,9 +173,8 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
         train = pad_supervised(train, experiment.max_length_tokens, tokenizer.eos_token_id)
     session.check_space(12 * trainable_share(model)[0] + 5 * 2**20)  # float32 weights and two AdamW moments
     describe_run(experiment, profile, model, plan, train, plan.collator(collator), counts, report, splits)
-    start = time.perf_counter()
     trainer = fit(model, experiment, train, validation, collator, session, plan)
-    train_time_s = time.perf_counter() - start
+    train_time_s = session.train_time_s
     session.require_lasting()
     if trainer.is_world_process_zero():
         model.save_pretrained(adapter_dir)

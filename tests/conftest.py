@@ -1,7 +1,9 @@
-"""A tokenizer small enough to work out ids by hand, with what makes Llama 2's tricky."""
+"""A tokenizer small enough to work out ids by hand, with what makes Llama 2's tricky; a Hub that does not answer."""
+
+import json
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "▁", "\n", *map(chr, range(33, 127)), "▁G"])}
@@ -37,3 +39,40 @@ def ids_of():
         return [VOCABULARY[token] for i, piece in enumerate(pieces) for token in (["▁G"] if i else []) + list(piece)]
 
     return ids
+
+
+@pytest.fixture
+def dead_hub(tmp_path, monkeypatch):
+    """Nothing answers under the Hub's address, and its cache is an empty folder."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def cache_roberta(dead_hub):
+    """Puts a random RoBERTa of 18 thin layers into the cache, as a download of roberta-large would, less some files; gives its folder."""
+
+    def cache(without=()):
+        import torch
+        from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
+
+        folder = dead_hub / "models--roberta-large" / "snapshots" / ("0" * 40)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder.parents[1] / "refs").mkdir(exist_ok=True)
+        (folder.parents[1] / "refs" / "main").write_text("0" * 40)
+        tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "<mask>"]
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+        RobertaTokenizer(vocab=vocabulary, merges=[], model_max_length=512).save_pretrained(folder)
+        torch.manual_seed(0)
+        RobertaModel(RobertaConfig(vocab_size=len(tokens), hidden_size=8, num_hidden_layers=18, num_attention_heads=2, intermediate_size=16,
+                                   max_position_embeddings=514)).save_pretrained(folder)
+        for name in without:
+            (folder / name).unlink()
+        return folder
+
+    return cache

@@ -12,7 +12,15 @@ import pytest
 
 from medqa_lib import checkpoint_session, checkpoints
 from medqa_lib.checkpoint_session import CheckpointSession, RunBusy, RunLock
-from medqa_lib.checkpoints import CheckpointError, ResumeRefused, latest_valid, prune_checkpoints, verify, write_manifest
+from medqa_lib.checkpoints import (
+    CheckpointError,
+    ResumeRefused,
+    checkpoint_train_time,
+    latest_valid,
+    prune_checkpoints,
+    verify,
+    write_manifest,
+)
 
 IDENTITY = {"experiment": {"labels": "aligned", "lora": {"r": 8}}, "data": "abc"}
 
@@ -169,6 +177,20 @@ def test_resume_from_takes_the_newest_valid_of_both_folders(tmp_path, capsys):
         damage_flip(tmp_path / "local" / "checkpoint-4")
         assert session.resume_from() == str(tmp_path / "drive" / "checkpoint-4")
     assert "Skipped" in capsys.readouterr().out
+
+
+def test_train_time_goes_to_the_lasting_folder_and_cannot_be_altered(tmp_path):
+    manifest = tmp_path / "drive" / "checkpoint-2" / "manifest.json"
+    with CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY) as session:
+        session.train_start -= 100
+        save(session, 2)
+    assert 100 <= checkpoint_train_time(manifest.parent) < 110
+    with CheckpointSession(tmp_path / "drive", tmp_path / "drive", IDENTITY) as session:  # on another machine
+        assert session.train_time_s < 10
+        session.resume_from()
+        assert 100 <= session.train_time_s < 120
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "train_time_s": 1.0}))
+    assert verify(manifest.parent) == ["manifest.json was altered"]
 
 
 def test_resume_from_completes_a_copy_that_was_cut_short(tmp_path):

@@ -1,10 +1,13 @@
-"""A tuned run reports how far the merged model, which is scored, agrees with NF4 + adapter, which was trained."""
+"""A tuned run reports how far the merged model, which is scored, agrees with NF4 + adapter, which was trained; a run that cannot be
+scored yet keeps its answers."""
+
+import dataclasses
 
 import pytest
 import torch
 from smoke_adapters import SMOKE, make_adapter
 
-from medqa_lib import evaluation
+from medqa_lib import evaluation, generation, training
 from medqa_lib.data import prepare_splits
 from medqa_lib.model import load_base_model, load_merged
 
@@ -42,3 +45,26 @@ def test_answer_unmerged_gives_the_base_back_untouched(adapter):
     evaluation.answer_unmerged(base, adapter, ["What is gout?"], SMOKE)
     assert torch.equal(base(ids).logits, before)
     assert torch.equal(load_merged(adapter, SMOKE, base)(ids).logits, load_merged(adapter, SMOKE)(ids).logits)
+
+
+WITH_BERTSCORE = dataclasses.replace(SMOKE, bertscore_encoder="roberta-large")
+
+
+def test_run_experiment_notices_before_training_that_the_encoder_cannot_be_fetched(dead_hub, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train_adapter", lambda *_: pytest.fail("trained"))
+    with pytest.raises(RuntimeError, match="BERTScore encoder 'roberta-large'"):
+        training.run_experiment("exp_004", splits, WITH_BERTSCORE, tmp_path / "home")
+
+
+def test_evaluate_run_keeps_its_answers_when_the_encoder_cannot_be_fetched(cache_roberta, splits, tmp_path, monkeypatch):
+    def evaluate():
+        return evaluation.evaluate_run(tmp_path / "base", None, splits, WITH_BERTSCORE, tmp_path, {})
+
+    with pytest.raises(RuntimeError, match="answers.*are kept"):
+        evaluate()
+    answers = (tmp_path / "answers" / "smoke-llama" / "base.jsonl").read_bytes()
+    assert answers.count(b"\n") >= SMOKE.test_questions and not (tmp_path / "base" / "metrics.json").exists()
+    cache_roberta()
+    monkeypatch.setattr(generation, "_generate_batches", None)  # calling it would fail
+    assert 0 < evaluate().metrics["bertscore_f1"] <= 1
+    assert (tmp_path / "answers" / "smoke-llama" / "base.jsonl").read_bytes() == answers

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,29 @@ def test_score_answers_equals_bert_score(small_encoder):
     np.testing.assert_allclose(found[full], expected.numpy(), atol=1e-5)
     assert list(found.drop(index=full)) == [0, 0, 0]
     assert found[full].nunique() > 100
+
+
+def test_score_answers_with_a_cached_encoder_needs_no_network(cache_roberta, monkeypatch):
+    import bert_score
+    from huggingface_hub import constants
+
+    cache_roberta()
+    start = time.monotonic()
+    found = metrics.score_answers(PREDICTIONS[7:40], REFERENCES[7:40], encoder="roberta-large")["bertscore_f1"]
+    assert time.monotonic() - start < 20, "no library tries to reach the Hub: each file would take half a minute"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    expected = bert_score.score(PREDICTIONS[7:40], REFERENCES[7:40], "roberta-large", num_layers=17)[2]
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    assert found.nunique() > 20
+
+
+@pytest.mark.parametrize("cached", ["nothing", "all but the weights"])
+def test_score_answers_explains_an_encoder_that_cannot_be_fetched(dead_hub, cache_roberta, cached):
+    if cached != "nothing":
+        cache_roberta(without=["model.safetensors"])
+    with pytest.raises(RuntimeError, match="Check the network and run again.*answers.*are kept.*MEDQA_BERTSCORE=all-mini") as error:
+        metrics.score_answers(["a"], ["b"], encoder="roberta-large")
+    assert error.value.__suppress_context__ and "\n" not in str(error.value)
 
 
 def test_evaluate_loads_panel_offline(tmp_path):

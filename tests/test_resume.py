@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from types import SimpleNamespace
 
 import pandas as pd
@@ -42,7 +43,8 @@ def train(splits, folder, **changes):
     with CheckpointSession(folder, folder, run_identity(experiment, SMOKE, data_hashes(splits))) as session:
         losses, numbers = train_adapter(experiment, splits, SMOKE, session, folder / "adapter")
     adapter = hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
-    return SimpleNamespace(losses=losses, adapter=adapter, tokens=numbers["trained_tokens"], steps=numbers["trained_steps"])
+    return SimpleNamespace(losses=losses, adapter=adapter, tokens=numbers["trained_tokens"], steps=numbers["trained_steps"],
+                           time_s=numbers["train_time_s"])
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,38 @@ def test_train_adapter_does_not_train_a_finished_run_again(splits, uninterrupted
     assert seen == [] and again.steps == first.steps == 8
     assert again.adapter == first.adapter
     assert_same(again, uninterrupted)
+
+
+def forget_train_time(checkpoint):
+    """The manifest as it was before it told the time."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    body = {name: manifest[name] for name in ("identity", "files")}
+    seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps({**body, "seal": seal}))
+
+
+@pytest.mark.parametrize(("old", "expected_s"), [(False, 80), (True, 40)])
+def test_train_time_is_that_of_every_process_up_to_its_last_checkpoint(splits, uninterrupted, tmp_path, monkeypatch, old, expected_s):
+    clock, original = SimpleNamespace(now=0.0), AnswerTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        clock.now += 10
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(AnswerTrainer, "training_step", training_step)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, 5)  # the fifth step is lost
+        train(splits, tmp_path)
+    assert clock.now == 50
+    if old:
+        forget_train_time(latest_valid(tmp_path)[0])
+    clock.now = 1000.0  # another process, perhaps on another machine
+    resumed = train(splits, tmp_path)
+    assert (resumed.time_s, clock.now) == (expected_s, 1040)
+    assert_same(resumed, uninterrupted)
+    clock.now = 7.0
+    assert train(splits, tmp_path).time_s == expected_s, "a start that finds the last step done adds no training"
 
 
 def test_train_adapter_refuses_checkpoints_of_another_recipe_or_data_set(splits, tmp_path, monkeypatch):
