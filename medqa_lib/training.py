@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from medqa_lib import audit, likelihood, metrics, planning
+from medqa_lib import audit, likelihood, planning, weights
 from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.checkpoints import checkpoint_folders, checkpoint_step
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
@@ -135,7 +135,7 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
         print(f"{experiment.name} is finished: read from {folder}")
         return finished
     if profile.bertscore_encoder:
-        metrics.fetch_encoder(profile.bertscore_encoder)  # what cannot be fetched is said before the training, not after it
+        weights.fetch_encoder(profile.bertscore_encoder)  # what cannot be fetched is said before the training, not after it
     adapter_dir = home / "adapters" / profile.model_slug / experiment.name
     local, lasting = checkpoint_folders(home, profile.model_slug, experiment.name)
     with CheckpointSession(local, lasting, identity) as session:

@@ -17,8 +17,8 @@ from medqa_lib.data import save_splits
 from medqa_lib.demo import Engine
 from medqa_lib.evaluation import SHOWCASE_QUESTIONS, data_hashes
 from medqa_lib.metrics import score_answers
-from medqa_lib.model import model_path
 from medqa_lib.results import load_runs, run_identity, save_run
+from medqa_lib.weights import model_path
 
 
 @pytest.fixture

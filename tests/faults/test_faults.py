@@ -311,7 +311,7 @@ def test_hub_that_is_gone_before_the_download_is_explained(tmp_path):
 def cache_model(tmp_path, *, without=()):
     """Put the smoke model into the Hub's cache, as a download would, less the files that it had not come to."""
     from medqa_lib.config import PROFILES
-    from medqa_lib.model import model_path
+    from medqa_lib.weights import model_path
 
     repository = tmp_path / "hf" / "hub" / "models--someone--tiny"
     snapshot = repository / "snapshots" / ("0" * 40)
