@@ -17,7 +17,8 @@ from medqa_lib.checkpoints import ResumeRefused, latest_valid, write_manifest
 from medqa_lib.config import PROFILES, LoraSettings, get_experiment
 from medqa_lib.evaluation import data_hashes
 from medqa_lib.results import run_identity
-from medqa_lib.training import AnswerTrainer, train_adapter
+from medqa_lib.trainer import AnswerTrainer
+from medqa_lib.training import train_adapter
 
 SMOKE = dataclasses.replace(PROFILES["smoke"], step_divisor=50)  # exp_004: 8 steps, saved every 2
 

@@ -34,13 +34,13 @@ def at_step(step, action):
 
 
 def kill_in_a_step():
-    from medqa_lib.training import AnswerTrainer
+    from medqa_lib.trainer import AnswerTrainer
 
     before(AnswerTrainer, "training_step", nth_call(7, die))
 
 
 def kill_in_a_save():
-    from medqa_lib.training import AnswerTrainer
+    from medqa_lib.trainer import AnswerTrainer
 
     before(AnswerTrainer, "_save_optimizer_and_scheduler", nth_call(3, die))  # the adapter is written, the rest is not
 
@@ -69,7 +69,7 @@ def kill_in_the_pruning():
 
 
 def kill_in_validation():
-    from medqa_lib.training import AnswerTrainer
+    from medqa_lib.trainer import AnswerTrainer
 
     before(AnswerTrainer, "log", nth_call(5, die))  # the validation loss of step 4 is known, its checkpoint is not saved
 
