@@ -40,14 +40,26 @@ class ProgressClient(NotebookClient):
                          extra_arguments=["--log-level=CRITICAL"], **options)  # no warning about local sockets, no trace after Ctrl-C
         self.bar = bar
         self.cell_number = 0
-        self.on_notebook_start = self.restore_signals
+        self.interrupted = False
         self.on_cell_execute = self.start_cell
         self.on_cell_executed = lambda **_: bar.update()
 
-    def restore_signals(self, notebook: nbformat.NotebookNode) -> None:
-        """Ctrl-C is KeyboardInterrupt again; nbclient's own handler makes it look as if the kernel had died."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(number)
+    async def async_start_new_kernel(self, **options) -> None:
+        """Start the kernel, and take the signals back from nbclient, whose handlers make them look as if the kernel had died.
+
+        Ctrl-C cancels the task that runs the notebook, so that the one clean-up on its way out ends the kernel.
+        """
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def interrupt() -> None:
+            if not self.interrupted:  # a second Ctrl-C must not cut the clean-up short
+                self.interrupted = True
+                self.shutdown_kernel = "graceful" if self.cell_number else "immediate"  # one still importing knows no other end
+                task.cancel()
+
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+        loop.remove_signal_handler(signal.SIGTERM)
+        await super().async_start_new_kernel(**options)
 
     def start_cell(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
         self.cell_number = cell_index + 1
@@ -135,6 +147,7 @@ def run_notebook(path: Path, notebook: nbformat.NotebookNode, bar: tqdm) -> None
 
     Raises:
         NotebookFailed: a cell raised or the kernel died.
+        KeyboardInterrupt: Ctrl-C, once the kernel has ended.
     """
     client = ProgressClient(notebook, bar, resources={"metadata": {"path": str(path.parent)}})
     for cell in notebook.cells:
@@ -144,7 +157,9 @@ def run_notebook(path: Path, notebook: nbformat.NotebookNode, bar: tqdm) -> None
         client.execute()
     except CellExecutionError as error:
         problem = f"{error.ename}: {error.evalue}"
-    except RuntimeError as error:  # nbclient's DeadKernelError, and jupyter_client's own for a kernel that never came up
+    except (RuntimeError, asyncio.CancelledError) as error:  # nbclient's DeadKernelError, and jupyter_client's own at the start
+        if client.interrupted:
+            raise KeyboardInterrupt from None
         problem = f"{error}. Most often memory ran out: close other programs and start again."
     else:
         return

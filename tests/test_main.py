@@ -9,6 +9,7 @@ import time
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -154,22 +155,42 @@ def test_print_results_shows_changes_against_the_base(make_notebook, capsys, tmp
     assert capsys.readouterr().out.endswith(f"Comparison figure: {figure}\n")
 
 
+def start_main(path):
+    """The notebook at `path` run by `python -m medqa_lib` in a process of its own."""
+    script = f"from medqa_lib import __main__ as m; m.NOTEBOOKS = m.Path({str(path.parent)!r}); m.sys.exit(m.main([{path.name[:2]!r}]))"
+    return subprocess.Popen([sys.executable, "-u", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+
+
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_main_leaves_no_kernel_behind_when_stopped(number, make_notebook, tmp_path):
+@pytest.mark.parametrize(("number", "delay_s"), [(signal.SIGINT, 0.4), (signal.SIGINT, 0.9), (signal.SIGTERM, 0.4), (signal.SIGKILL, 0.4)])
+def test_main_leaves_no_kernel_behind_when_stopped(number, delay_s, make_notebook, tmp_path):
     pid_file = tmp_path / "pid"
     path = make_notebook("11_long", f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(120)")
-    script = f"from medqa_lib import __main__ as m, config; m.NOTEBOOKS = m.Path({str(path.parent)!r}); m.sys.exit(m.main(['11']))"
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    process = start_main(path)
     wait_for(pid_file.exists)
-    time.sleep(0.5)
+    time.sleep(delay_s)  # nbclient looks every second whether the kernel lives: 0.9 is where that and the clean-up meet
     process.send_signal(number)
+    if number == signal.SIGINT:
+        time.sleep(0.1)
+        process.send_signal(number)  # people press Ctrl-C twice
     stderr = process.communicate(timeout=30)[1]
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert ("Interrupted" in stderr) == (number == signal.SIGINT)
     assert "Traceback" not in stderr
     wait_for(lambda: not is_running(int(pid_file.read_text())))
+
+
+@pytest.mark.faults
+def test_main_can_be_stopped_while_a_kernel_starts(make_notebook):
+    process = start_main(make_notebook("11_long", "import time\ntime.sleep(120)"))
+    assert "11_long" in process.stdout.readline()
+    wait_for(lambda: psutil.Process(process.pid).children())
+    kernel, = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    assert "Interrupted. The same command goes on from the newest checkpoint." in process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    wait_for(lambda: not is_running(kernel.pid))
 
 
 def wait_for(condition, timeout_s=30):
