@@ -172,7 +172,7 @@ def test_main_leaves_no_kernel_behind_when_stopped(number, delay_s, make_noteboo
     time.sleep(delay_s)  # nbclient looks every second whether the kernel lives: 0.9 is where that and the clean-up meet
     process.send_signal(number)
     if number == signal.SIGINT:
-        time.sleep(0.1)
+        time.sleep(0.02)
         process.send_signal(number)  # people press Ctrl-C twice
     stderr = process.communicate(timeout=30)[1]
     assert process.returncode == (130 if number == signal.SIGINT else -number)
