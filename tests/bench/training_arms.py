@@ -219,6 +219,9 @@ def run_padded() -> None:
     model = load_model(dropout=0.0)
     with guarded("padded, dropout 0"):
         train(model, plan_for("padded", ROWS // 4), "padded, dropout 0", 6, 5)
+    model = renew(model, dropout=0.0)
+    with guarded("padded to 512, dropout 0"):
+        train(model, plan_for("padded", ROWS // 8 or 1), "padded to 512, dropout 0", 6, 5, width=512, checkpointing=True)
     model = renew(model)
     steps = (7, 6) if CPU else (7, 2)
     with guarded("padded"):
