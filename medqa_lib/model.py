@@ -68,6 +68,11 @@ def load_base_model(profile: Profile | None = None, quantized: bool = True) -> P
     device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
     model = _from_pretrained(AutoModelForCausalLM, model_path(profile), dtype=dtype, device_map={"": device},
                              attn_implementation="sdpa", **options)
+    for module in model.modules() if device == "cpu" else ():
+        # On a CPU with AVX512-BF16 bitsandbytes would repack the weights at the first forward pass without gradients and compute in
+        # bfloat16; `dequantize` does not know that layout and would return other weights, without an error.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model.config.use_cache = False  # a training default; generation asks for its cache itself
     return model
 

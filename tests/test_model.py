@@ -4,6 +4,7 @@ import json
 
 import gguf
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from medqa_lib import model, weights
@@ -44,3 +45,14 @@ def test_require_end_token_compares_tokenizer_and_model(own, right):
     else:
         with pytest.raises(ValueError, match=r"end token is '</s>' \(1\), the model's is .*\(2\)"):
             model.require_end_token(base, tokenizer)
+
+
+def test_base_model_keeps_its_weights_on_a_cpu_for_which_bitsandbytes_repacks_them(monkeypatch):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    base, tokens = model.load_base_model(PROFILES["smoke"]), torch.arange(2, 20).view(1, -1)
+    with torch.no_grad():
+        four_bit = base(tokens).logits
+        dequantised = base.dequantize(dtype=torch.float32)(tokens).logits
+    fresh = model.load_base_model(PROFILES["smoke"]).dequantize(dtype=torch.float32)(tokens).logits
+    assert torch.equal(dequantised, fresh)
+    assert torch.allclose(four_bit, fresh, atol=1e-6)
