@@ -48,9 +48,9 @@ def tidy_options(options: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def merge_equal_options(options: tuple[str, ...], correct: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Each option once, and the places of the right ones among them."""
+    """Each option once, and the places of the right ones among them. Case tells options apart: the genotypes AA, Aa and aa."""
     places: dict[str, int] = {}
-    new_place = [places.setdefault(option.casefold().rstrip(". "), len(places)) for option in options]
+    new_place = [places.setdefault(option.rstrip(". "), len(places)) for option in options]
     return tuple(options[new_place.index(place)] for place in places.values()), tuple(sorted({new_place[place] for place in correct}))
 
 

@@ -161,8 +161,13 @@ def test_tidy_options_keeps_names_that_begin_with_a_letter_and_a_dot():
 
 
 def test_merge_equal_options_moves_the_key():
-    assert choices.merge_equal_options(("Skin", "Liver", "liver.", "Lung"), (3,)) == (("Skin", "Liver", "Lung"), (2,))
-    assert choices.merge_equal_options(("Skin", "Liver", "liver", "Lung"), (2,)) == (("Skin", "Liver", "Lung"), (1,))
+    assert choices.merge_equal_options(("Skin", "Liver", "Liver.", "Lung"), (3,)) == (("Skin", "Liver", "Lung"), (2,))
+    assert choices.merge_equal_options(("Skin", "Liver", "Liver.", "Lung"), (2,)) == (("Skin", "Liver", "Lung"), (1,))
+
+
+def test_clean_rows_keeps_options_that_differ_in_case_apart():
+    row = clean_mcq({"option1": "AA", "option2": "Aa", "option3": "aa"}, question="Which genotype is heterozygous?")
+    assert row.answer == "Aa" and json.loads(row.choices) == {"options": ["AA", "Aa", "aa"], "correct": 1}
 
 
 def test_clean_rows_writes_a_choice_question_as_a_pair():
