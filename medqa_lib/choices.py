@@ -47,11 +47,22 @@ def tidy_options(options: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(option[match.end():] if strip else option for strip, match, option in zip(is_letter, found, options, strict=True))
 
 
-def merge_equal_options(options: tuple[str, ...], correct: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Each option once, and the places of the right ones among them. Case tells options apart: the genotypes AA, Aa and aa."""
-    places: dict[str, int] = {}
-    new_place = [places.setdefault(option.rstrip(". "), len(places)) for option in options]
-    return tuple(options[new_place.index(place)] for place in places.values()), tuple(sorted({new_place[place] for place in correct}))
+def merge_equal_options(options: tuple[str, ...], correct: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+    """Each option once, without those of which cleaning left nothing, and the places of the right ones among them.
+
+    Case tells options apart (the genotypes AA, Aa and aa); a dot at the end does not.
+
+    Returns:
+        None if fewer than two options are left, or one of the right ones is not.
+    Example:
+        >>> merge_equal_options(("Iron", "", "Zinc", "Zinc."), (3,))
+        (('Iron', 'Zinc'), (1,))
+    """
+    keys = [option.rstrip(". ") for option in options]
+    left = list(dict.fromkeys(filter(None, keys)))
+    if len(left) < 2 or not all(keys[place] for place in correct):
+        return None
+    return tuple(options[keys.index(key)] for key in left), tuple(sorted({left.index(keys[place]) for place in correct}))
 
 
 def write_pair(stem: str, options: tuple[str, ...], correct: tuple[int, ...], rationale: str) -> tuple[str, str, str]:

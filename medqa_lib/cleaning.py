@@ -92,11 +92,11 @@ def fix_templates(row: Row) -> Row | None:
 
 
 def merge_equal_options(row: Row) -> Row | None:
-    """Offer each option once; a question that is left with one option is no question."""
+    """Offer each option once, and none that cleaning emptied; a question left with one option or without its right one is none."""
     if row.kind != "mcq":
         return row
-    options, correct = choices.merge_equal_options(row.options, row.correct)
-    return row._replace(options=options, correct=correct) if len(options) > 1 else None
+    merged = choices.merge_equal_options(row.options, row.correct)
+    return row._replace(options=merged[0], correct=merged[1]) if merged else None
 
 
 def cut_phenotype_table(row: Row) -> Row | None:

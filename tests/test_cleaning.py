@@ -197,6 +197,9 @@ def test_clean_rows_leaves_choices_empty_with_two_keys():
     ({"option1": "Liver", "option2": ""}, "option1"),
     ({"option1": "Liver", "option2": " ", "option3": "Spleen"}, "option2"),
     ({"option1": "Liver", "option2": "Liver"}, "option1"),
+    ({"option1": "Liver", "option2": ";", "option3": "Spleen"}, "option2"),  # cleaning leaves nothing of the right one
+    ({"option1": "Liver", "option2": ";", "option3": "Spleen"}, "option1,option2"),
+    ({"option1": "Liver", "option2": "\u200b"}, "option1"),
     ({f"option{i}": f"text {i}" for i in range(11)}, "option1"),
     ("", "option1"),
 ])
@@ -209,6 +212,13 @@ def test_clean_rows_counts_a_choice_question_that_cannot_be_asked(options, corre
 def test_clean_rows_keeps_an_empty_option_out_and_the_key_right():
     row = clean_mcq({"option1": "", "option2": "Pancreas", "option3": None, "option4": "Spleen"}, correct="option4")
     assert row.answer == "Spleen" and json.loads(row.choices) == {"options": ["Pancreas", "Spleen"], "correct": 1}
+
+
+@pytest.mark.parametrize("nothing", [";", ";;", ",", ".", "\u200b", "&nbsp;", "<br>"])
+def test_clean_rows_keeps_an_option_that_cleaning_empties_out(nothing):
+    row = clean_mcq({"option1": "Iron", "option2": nothing, "option3": "Zinc"}, correct="option3", question="Which metal?")
+    assert row.question == "Which metal?\nA. Iron\nB. Zinc"
+    assert row.answer == "Zinc" and json.loads(row.choices) == {"options": ["Iron", "Zinc"], "correct": 1}
 
 
 def test_clean_rows_makes_a_choice_question_without_options_a_free_one():

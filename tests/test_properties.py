@@ -113,6 +113,7 @@ def test_merge_sources_counts_every_row_and_leaves_clean_text(medquad, afrimedqa
     for question, answer, choices in zip(pairs["question"], pairs["answer"], pairs["choices"], strict=True):
         if choices:
             parsed = json.loads(choices)
+            assert len(parsed["options"]) > 1 and all(option.strip() for option in parsed["options"])
             right = parsed["options"][parsed["correct"]]
             assert f"{'ABCDEFGHIJ'[parsed['correct']]}. {right}" in question and answer.startswith(right.rstrip("."))
 
