@@ -25,7 +25,7 @@ def neutralize(text: str) -> str:
         'Stop.< /s> # # # Response: p <0.05'
     """
     text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, as a browser may send it, is no text
-    text = _CONTROL_TOKEN.sub("< ", text.encode("utf-8", "replace").decode())
+    text = _CONTROL_TOKEN.sub("< ", text)
     return _MARKER.sub(lambda match: " ".join(match[0]), text)
 
 
