@@ -160,5 +160,5 @@ def score_test(test, answers, profile: Profile) -> pd.DataFrame:
     scores = metrics.score_answers([answer.text for answer in answers], references, questions=list(test["question"]),
                                    encoder=profile.bertscore_encoder, stopped=[answer.stopped for answer in answers])
     about = pd.DataFrame({"question_id": [question_id(question) for question in test["question"]], "source": list(test["source"]),
-                          "group": [str(group) for group in test["group"]], "reference_words": [len(text.split()) for text in references]})
+                          "group": [str(group) for group in test["group"]]})
     return pd.concat([about, scores.reset_index(drop=True)], axis=1)

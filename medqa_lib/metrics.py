@@ -5,7 +5,8 @@
 
 Units: ROUGE, token F1, BERTScore and shares are in 0..1, BLEU in 0..100, readability in US school grades.
 An empty answer or reference scores 0 in every overlap metric (two empty ones have token F1 = 1, as in SQuAD 2.0),
-0 in every share and, by `textstat`'s convention, 0 in both readability grades.
+0 in every share and, by `textstat`'s convention, 0 in both readability grades. A grade above HIGHEST_GRADE counts as that: to both
+formulas an answer without a full stop is one endless sentence, and a few of them (grade 8,811 was seen) would be the mean.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+HIGHEST_GRADE = 24.0
 BLEU_COLUMNS = ("bleu_hyp_len", "bleu_ref_len", *(f"bleu_match_{n}" for n in (1, 2, 3, 4)), *(f"bleu_total_{n}" for n in (1, 2, 3, 4)))
 
 # Metric -> (label with unit, direction: +1 higher is better, -1 lower is better, 0 describes without judging).
@@ -40,6 +42,8 @@ METRICS = {
     "flesch_kincaid": ("Flesch-Kincaid (grade)", 0),
     "smog": ("SMOG (grade)", 0),
 }
+# Metric -> the columns that are summed over examples before it is computed; any other is the mean of its own column.
+CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "length_ratio": ("words", "reference_words")}
 
 
 def score_answers(predictions: Sequence[str], references: Sequence[str], questions: Sequence[str] | None = None,
@@ -52,7 +56,7 @@ def score_answers(predictions: Sequence[str], references: Sequence[str], questio
         encoder: a key of `weights.ENCODERS`; it adds `bertscore_f1`. None skips BERTScore.
         stopped: N flags, whether the model ended the answer itself; they add `stopped`.
     Returns:
-        N rows: the columns of METRICS except `bleu`, and BLEU's sufficient statistics (BLEU_COLUMNS).
+        N rows: the columns of METRICS except those of CORPUS_METRICS, which have the columns that are summed instead.
     Raises:
         ValueError: the lengths differ, or the encoder is unknown.
         TypeError: a text is no string.
@@ -71,7 +75,7 @@ def score_answers(predictions: Sequence[str], references: Sequence[str], questio
         scores["question_copy_share"] = [_share_copied(p, q) for p, q in zip(predictions, questions, strict=True)]
     if stopped is not None:
         scores["stopped"] = np.asarray(stopped, dtype=float)
-    return scores[[name for name in (*METRICS, *BLEU_COLUMNS) if name in scores]]
+    return scores[[name for name in (*METRICS, "reference_words", *BLEU_COLUMNS) if name in scores]]
 
 
 def corpus_metrics(predictions: Sequence[str], references: Sequence[str], questions: Sequence[str] | None = None,
@@ -81,12 +85,21 @@ def corpus_metrics(predictions: Sequence[str], references: Sequence[str], questi
 
 
 def summarize_scores(scores: pd.DataFrame) -> dict[str, float]:
-    """Means over examples, corpus BLEU from the summed statistics, and `n`. Columns that are no metric are left out."""
+    """Means over examples, CORPUS_METRICS from their sums, and `n`. Columns that are no metric are left out."""
     if scores.empty:
         raise ValueError("There are 0 scored answers; expected at least 1. Check the split and the number of test questions.")
-    summary = {name: float(scores[name].mean()) for name in METRICS if name in scores}
-    summary["bleu"] = float(bleu_from_statistics(scores[list(BLEU_COLUMNS)].to_numpy(float).sum(axis=0)))
-    return {name: summary[name] for name in METRICS if name in summary} | {"n": len(scores)}
+    present = [name for name in METRICS if {*CORPUS_METRICS.get(name, (name,))} <= {*scores}]
+    sums = {name: scores[list(CORPUS_METRICS.get(name, (name,)))].to_numpy(float).sum(axis=0) for name in present}
+    return {name: float(evaluate_sums(name, sums[name], len(scores))) for name in present} | {"n": len(scores)}
+
+
+def evaluate_sums(metric: str, sums: np.ndarray, examples: np.ndarray | int) -> np.ndarray:
+    """(...) values of a metric from (..., K) sums of its columns over (...) numbers of examples."""
+    if metric == "bleu":
+        return bleu_from_statistics(sums)
+    if metric == "length_ratio":  # of the sums: a mean of ratios is that of the few answers to references of a word or two
+        return sums[..., 0] / np.maximum(sums[..., 1], 1)
+    return sums[..., 0] / examples
 
 
 def bleu_from_statistics(statistics: np.ndarray) -> np.ndarray:
@@ -128,9 +141,9 @@ def _score_pair(prediction: str, reference: str) -> dict[str, float]:
         "token_f1": _score_token_f1(prediction, reference),
         "repeated_4gram_share": _share_repeated(words),
         "words": len(words),
-        "length_ratio": len(words) / max(1, len(reference_words)),
-        "flesch_kincaid": textstat.flesch_kincaid_grade(prediction),
-        "smog": textstat.smog_index(prediction),
+        "reference_words": len(reference_words),
+        "flesch_kincaid": min(HIGHEST_GRADE, textstat.flesch_kincaid_grade(prediction)),
+        "smog": min(HIGHEST_GRADE, textstat.smog_index(prediction)),
         **dict(zip(BLEU_COLUMNS, statistics, strict=True)),
     }
 
@@ -225,15 +238,6 @@ def _score_bert(pairs: Sequence[tuple[str, str]], encoder: str) -> np.ndarray:
         rows = order[start : start + 32]
         scores[rows] = scorer.score([pairs[row][0] for row in rows], [pairs[row][1] for row in rows])[2].numpy()
     return scores
-
-
-def __getattr__(name: str):
-    """`metrics.answer_loss` and `metrics.option_accuracy` live in `likelihood`, which needs torch; this module does not."""
-    if name in ("answer_loss", "option_accuracy"):
-        from medqa_lib import likelihood
-
-        return getattr(likelihood, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if "evaluate" in sys.modules:  # evaluate.load() runs a copy of this file; for everybody else importing it would cost seconds

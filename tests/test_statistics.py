@@ -133,7 +133,7 @@ def test_compare_runs_p_of_few_groups_is_that_of_a_t_test_past_the_resamples():
 def test_compare_runs_identical_runs_are_no_difference():
     frame = make_frame({"rouge1": np.linspace(0, 1, 30), "words": np.arange(30.0)})
     table = statistics.compare_runs(frame, frame)
-    assert list(table["p"]) == [1, 1]
+    assert list(table["p"]) == [1, 1, 1]
     assert set(table["verdict"]) == {"no difference"}
     assert (table[["delta", "ci_low", "ci_high", "percent_change"]] == 0).all(axis=None)
 
@@ -154,7 +154,8 @@ def test_compare_runs_verdict_follows_the_metrics_direction():
     base = make_frame(values)
     tuned = make_frame({name: column * (0.8 if name == "smog" else 1.2) for name, column in values.items()})
     verdicts = statistics.compare_runs(base, tuned).set_index("metric")["verdict"]
-    assert verdicts.to_dict() == {"rouge1": "better", "repeated_4gram_share": "worse", "words": "higher", "smog": "lower"}
+    assert verdicts.to_dict() == {"rouge1": "better", "repeated_4gram_share": "worse", "words": "higher", "length_ratio": "higher",
+                                  "smog": "lower"}
     assert statistics.compare_runs(tuned, base, ["rouge1"])["verdict"].item() == "worse"
 
 
@@ -165,6 +166,27 @@ def test_compare_runs_percent_change_of_zero_and_negative_base():
     assert table.loc["flesch_kincaid", "percent_change"] == 50
     assert table.loc["rouge1", ["percent_change", "percent_low", "percent_high"]].isna().all()
     assert table.loc["rouge1", "delta"] == 1
+
+
+@pytest.mark.parametrize("n_groups", [2, 4])
+def test_compare_runs_of_few_groups_claims_nothing(n_groups):
+    base = make_frame({"rouge1": np.linspace(0, 1, 40)}, np.arange(40) % n_groups)
+    row = statistics.compare_runs(base, base.assign(rouge1=base["rouge1"] + np.linspace(1, 2, 40))).iloc[0]
+    assert (row["p"], row["verdict"]) == (1, "no difference")
+    assert np.isnan(row["ci_low"])
+
+
+def test_compare_runs_names_a_column_without_a_number():
+    base = make_frame({"rouge1": np.zeros(50), "rouge2": np.zeros(50)})
+    with pytest.raises(ValueError, match="no score in rouge2;"):
+        statistics.compare_runs(base, base.assign(rouge2=[np.nan, *np.ones(49)]))
+
+
+def test_compare_runs_length_ratio_is_that_of_the_sums():
+    base = make_frame({"words": np.full(60, 10.0)}).assign(reference_words=[1, 39] * 30)
+    row = statistics.compare_runs(base, base.assign(words=30.0), ["length_ratio"]).iloc[0]
+    assert (row["base"], row["tuned"]) == (0.5, 1.5)  # 10 / 20 and 30 / 20; the mean of the ratios would be 5.1 and 15.4
+    assert row["ci_low"] < 1 < row["ci_high"]
 
 
 def test_compare_runs_single_group_shows_no_difference():
@@ -194,7 +216,7 @@ def test_compare_runs_rejects_missing_metric():
 
 
 def test_compare_many_corrects_over_all_runs():
-    base, *runs = make_runs(np.random.default_rng(2), 80, ["rouge1", "words"], [0, 0.4, 0.5])
+    base, *runs = make_runs(np.random.default_rng(2), 80, ["rouge1", "smog"], [0, 0.4, 0.5])
     table = statistics.compare_many(base, dict(zip("ab", runs, strict=True)), n_resamples=2000)
     assert list(table["run"]) == ["a", "a", "b", "b"]
     np.testing.assert_allclose(table["p_holm"], statistics.adjust_holm(table["p"]))
@@ -249,6 +271,19 @@ def test_compare_runs_is_fast_and_small():
     assert len(table) == 12
     assert seconds < 5
     assert peak < 1e9
+
+
+def test_compare_many_can_still_tell_differences_among_many_runs():
+    """With 2 / 501 as the smallest p, Holm's correction over 30 tests would leave nothing below 0.05."""
+    base, tuned = make_runs(np.random.default_rng(4), 30, ["rouge1", "rouge2", "smog"], [0, 3])
+    table = statistics.compare_many(base, {f"run {i}": tuned for i in range(10)}, n_resamples=500)
+    assert set(table["verdict"]) == {"better", "higher"}
+
+
+def test_compare_seeds_without_spread_and_difference_shows_none():
+    recipes = {name: [{"bleu": 0.0}] * 3 for name in "ab"}
+    row = statistics.compare_seeds(recipes, [("a", "b")], ["bleu"]).iloc[0]
+    assert (row["p"], row["verdict"]) == (1, "no difference")
 
 
 def test_compare_seeds_equals_welch_by_hand():
