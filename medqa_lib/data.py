@@ -140,8 +140,8 @@ def load_splits(folder: str | Path) -> DatasetDict:
 
 
 def hash_sources(sources: dict[str, pd.DataFrame]) -> str:
-    """Hex digest of the raw rows and of the rules that clean and split them, so that a change of either is noticed."""
-    digest = hashlib.sha256("".join(map(inspect.getsource, (texts, choices, cleaning, splitting))).encode())
+    """Hex digest of the raw rows and of the rules that clean, merge and split them, so that a change of either is noticed."""
+    digest = hashlib.sha256("".join(map(inspect.getsource, (texts, choices, cleaning, splitting, merge_sources))).encode())
     for name, frame in sources.items():
         for row in zip(*(frame[column].tolist() for column in REQUIRED[name]), strict=True):
             digest.update(json.dumps([name, *map(text_cell, row)]).encode())

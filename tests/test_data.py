@@ -210,7 +210,7 @@ def test_prepare_splits_keeps_its_work_and_says_what_it_holds(monkeypatch, tmp_p
     about = json.loads(manifest.read_text())
     assert about["rows"] == first.num_rows and about["sha256"] == hash_splits(first) and about["funnel"][0]["rows"] == 154
     assert about["sources"]["medquad"] == {"origin": "bundled sample", "rows": 100} and about["versions"].keys() >= {"pandas", "datasets"}
-    monkeypatch.setattr(data, "merge_sources", None)  # a second call must not need it
+    monkeypatch.setattr(data, "clean_rows", None)  # a second call must not need it
     assert hash_splits(prepare_splits()) == hash_splits(first)
 
 
@@ -223,6 +223,17 @@ def test_prepare_splits_keeps_both_splits_and_notices_other_sources(monkeypatch,
     monkeypatch.setenv("MEDQA_DATA_DIR", str(folder))
     prepare_splits(home=home)
     assert sorted(path.parent.name for path in home.glob("data/*/*/manifest.json")) == ["group", "group", "random"]
+
+
+def test_prepare_splits_notices_another_way_to_merge(monkeypatch, tmp_path):
+    prepare_splits()
+
+    def merge_fewer(sources):
+        return merge_sources(sources).iloc[1:]
+
+    monkeypatch.setattr(data, "merge_sources", merge_fewer)
+    prepare_splits()
+    assert len(list((tmp_path / "home" / "data").glob("*/group"))) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut Arrow", "lost Arrow", "no manifest", "broken manifest", "other row", "empty folder"])
