@@ -186,6 +186,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="trials at a time, each in a process of its own; 1: in this one")
     parser.add_argument("--trial", nargs=2, metavar=("ROUND", "NAME"), help="run this trial only")
     options = parser.parse_args()
+    if options.workers < 1:
+        parser.error(f"--workers is {options.workers}; expected 1 or more")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are stopped too
     search = Search()
     if options.trial:

@@ -253,6 +253,15 @@ def test_child_command_names_a_trial_that_main_runs(home, monkeypatch):
     assert ran == ["cosine_5e-4"]
 
 
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_main_refuses_fewer_workers_than_one(monkeypatch, capsys, workers):
+    monkeypatch.setattr(sys, "argv", ["search", "--workers", workers])
+    monkeypatch.setattr(search, "Search", lambda: pytest.fail("searched"))
+    with pytest.raises(SystemExit):
+        search.main()
+    assert f"--workers is {workers}; expected 1 or more" in capsys.readouterr().err
+
+
 def test_search_table_and_best_trial_read_what_lies_in_the_folder(folder):
     write_trial(folder, "b", 1, 2.5, changes={"learning_rate": 0.001, "lora.r": 16, "lora.target_modules": ["q_proj", "o_proj"]},
                 tinyllama_share=0.004, training_path="fast")
