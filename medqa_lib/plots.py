@@ -44,8 +44,14 @@ STYLE = {
 }
 
 
-def save_figure(figure: Figure, name: str) -> Path:
-    """Write NAME.png under MEDQA_FIGURES (unset: `figures` in the home folder) and return its path."""
+def save_figure(figure: Figure, name: str, about: str = "") -> Path:
+    """Write NAME.png under MEDQA_FIGURES (unset: `figures` in the home folder) and return its path.
+
+    Args:
+        about: what was measured on what (`results.describe_origin`); it is added to the caption, in the notebook too.
+    """
+    if about:
+        finish(figure, f"{figure.get_supxlabel()}\n{about}".strip())
     folder = Path(os.environ.get("MEDQA_FIGURES") or home_dir() / "figures")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
@@ -76,7 +82,8 @@ def plot_losses(losses: pd.DataFrame) -> Figure:
         for panel in panels[::-1]:
             entries |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
         figure.legend(entries.values(), entries.keys(), loc="outside right upper", frameon=False)
-        return finish(figure, "Training loss is a mean since the point before it; validation loss weights every answer token alike.")
+        return finish(figure, "Training loss: mean since the point before. Validation loss: every answer token weighs alike; curves are\n"
+                              "of the first 400 validation pairs, the dashed line and the tables of all that the profile takes.")
 
 
 def plot_changes(comparison: pd.DataFrame, metrics: Sequence[str] = SHARED_METRICS, reported: pd.DataFrame | None = None) -> Figure:
@@ -84,7 +91,7 @@ def plot_changes(comparison: pd.DataFrame, metrics: Sequence[str] = SHARED_METRI
 
     Args:
         comparison: `statistics.compare_many`'s table, or `compare_runs`' with a column `run`. Filled markers: p_holm < 0.05.
-        reported: run, metric, percent_change of somebody else's runs, drawn as diamonds.
+        reported: run, metric, percent_change of somebody else's runs, drawn as crosses.
     """
     metrics = [name for name in metrics if name in set(comparison["metric"])]
     runs = list(dict.fromkeys(comparison["run"]))
@@ -96,17 +103,17 @@ def plot_changes(comparison: pd.DataFrame, metrics: Sequence[str] = SHARED_METRI
             _draw_forest(panel, comparison[comparison["metric"] == metric].set_index("run"), runs)
             if reported is not None:
                 rows = reported[(reported["metric"] == metric) & reported["run"].isin(runs)]
-                panel.plot(rows["percent_change"], [runs.index(run) - 0.28 for run in rows["run"]], "D", color="black", markersize=5,
-                           markerfacecolor="none")
+                panel.plot(rows["percent_change"], [runs.index(run) for run in rows["run"]], "x", color="black", markersize=7,
+                           markeredgewidth=1.8, zorder=3)
             panel.set_title(METRICS[metric][0])
         for panel in grid.flat[len(metrics):]:
             panel.set_axis_off()
-        for panel in grid[-1]:
+        for panel in grid.flat[:len(metrics)]:
             panel.set_xlabel("Change (%)")
         caption = (f"Change of the mean against base, {_describe_n(comparison['n'])}. Bars: 95% bootstrap interval.\n"
                    "Filled: p < 0.05 after Holm's correction; hollow: no difference shown.")
         if reported is not None:
-            caption += " Black diamonds: the original report, on its own model, data and split."
+            caption += " Crosses: the original report, on its own model, data and split."
         return finish(figure, caption)
 
 
@@ -261,7 +268,7 @@ def plot_search(table: pd.DataFrame) -> Figure:
                 panel.annotate(f"{row['validation_loss']:.4f}", (row["validation_loss"], place), xytext=(7, 0), textcoords="offset points",
                                va="center", fontsize=9)
             else:
-                panel.text(0.01, place, textwrap.shorten(row["status"], 80, placeholder=" ..."), transform=panel.get_yaxis_transform(),
+                panel.text(0.01, place, textwrap.fill(row["status"], 100), transform=panel.get_yaxis_transform(),
                            va="center", fontsize=9)
         panel.set_yticks(table.index, [textwrap.fill(name.replace("+", " + "), 44) for name in table["name"]], fontsize=8)
         panel.invert_yaxis()

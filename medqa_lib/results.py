@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,6 +138,17 @@ def summary_table(runs: dict[str, RunResult], columns: Sequence[str] = ("validat
     table = pd.DataFrame({name: run.metrics for name, run in runs.items()}).T
     kept = [column for column in columns if column in table and table[column].notna().any()]
     return table[[*kept, "n_test"]].astype({"n_test": int})
+
+
+def describe_origin(runs: Iterable[RunResult]) -> str:
+    """Model, sizes, GPU and date of runs, in words: what a table or figure of them must be labelled with."""
+    runs = list(runs)
+
+    def values(of: Callable[[RunResult], str]) -> str:
+        return " / ".join(sorted({of(run) for run in runs}))
+
+    return (f"{values(lambda run: run.config['identity']['model'])}, n = {values(lambda run: format(run.metrics['n_test'], ','))} "
+            f"test questions, GPU {values(lambda run: run.config['gpu'])}, {values(lambda run: run.config['date'])}")
 
 
 def describe_gpu_time(runs: dict[str, RunResult], dollars_per_hour: float = 3.0) -> str:

@@ -46,8 +46,8 @@ def test_plot_changes_draws_intervals_and_verdicts():
 def test_plot_changes_marks_reported_runs_only_where_they_are():
     reported = pd.DataFrame({"run": ["exp_004", "exp_001"], "metric": ["bleu", "bleu"], "percent_change": [223.28, 114.61]})
     figure = plots.plot_changes(make_comparison(), reported=reported)
-    diamonds = [line for line in visible_panels(figure)[1].lines if line.get_marker() == "D"]
-    assert [list(line.get_xdata()) for line in diamonds] == [[223.28]]
+    crosses = [line for line in visible_panels(figure)[1].lines if line.get_marker() == "x"]
+    assert [list(line.get_xdata()) for line in crosses] == [[223.28]]
     assert "original report" in caption(figure)
 
 
@@ -101,6 +101,14 @@ def test_save_figure_writes_an_opaque_png(tmp_path, monkeypatch):
     pixels = imread(path)
     assert pixels.shape[2] == 3 or pixels[..., 3].min() == 1
     assert list(pixels[0, 0, :3]) == [1, 1, 1]
+
+
+def test_save_figure_adds_what_was_measured_to_the_caption(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDQA_FIGURES", str(tmp_path))
+    figure = plots.plot_changes(make_comparison())
+    before = figure.get_supxlabel()
+    plots.save_figure(figure, "changes", "a model, n = 3, a GPU, a day")
+    assert figure.get_supxlabel() == f"{before}\na model, n = 3, a GPU, a day"
 
 
 def test_save_figure_goes_to_home_by_default(tmp_path, monkeypatch):

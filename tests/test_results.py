@@ -13,3 +13,9 @@ def test_describe_gpu_time_by_hand():
     assert "answered for 20: at least 0.67 GPU hours, or $4.00 at an assumed $6 an hour." in said
     assert "since" not in said and said.endswith("What was lost between a checkpoint and a stop is not counted.")
     assert results.describe_gpu_time({"base": SimpleNamespace(config={"gpu": "none (CPU)"})}) == "No GPU was used."
+
+
+def test_describe_origin_names_all_that_differ():
+    runs = [SimpleNamespace(config={"identity": {"model": "m"}, "gpu": gpu, "date": "2026-01-02"}, metrics={"n_test": 1747})
+            for gpu in ("A", "B", "A")]
+    assert results.describe_origin(runs) == "m, n = 1,747 test questions, GPU A / B, 2026-01-02"

@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator
 
 from medqa_lib.plots import BLUE, GREEN, GREY, ORANGE, SKY, STYLE, VERMILION, finish
 
+MODEL = "TinyLlama's configuration, random weights"  # of results files that do not name theirs
 BUSY = 0.9  # where the pass is at least this share of a step, the GPU sets the pace
 
 
@@ -48,9 +49,8 @@ def plot_training_speed(rows: Sequence[dict]) -> Figure:
         speed.xaxis.set_major_formatter("{x:,.0f}")
         if gains:
             _draw_gains(panels[1, 0], sorted(gains, key=lambda row: row["gain_percent"]))
-        return finish(figure, f"{rows[0]['gpu']}, {rows[0]['rows']} examples a step, {rows[0]['date']}. "
-                               "Lines: 10th to 90th percentile of single steps.\n"
-                               "In brackets: peak memory. Dropout 0.05 unless said.")
+        return finish(figure, f"{rows[0].get('model', MODEL)}; {rows[0]['gpu']}, {rows[0]['rows']} examples a step, {rows[0]['date']}.\n"
+                               "Lines: 10th to 90th percentile of single steps. In brackets: peak memory. Dropout 0.05 unless said.")
 
 
 def _draw_gains(panel, gains: Sequence[dict]) -> None:
@@ -104,7 +104,8 @@ def plot_training_growth(rows: Sequence[dict]) -> Figure:
         reasons = _explain_growth(growth, rows) if "pass_ms" in growth else {}
         return finish(figure, "\n".join([
             *(textwrap.fill(f"{letter}: {reasons[letter]}", 142, subsequent_indent="    ") for letter in sorted(letters)),
-            f"{rows[0]['gpu']}, {rows[0]['date']}; {growth['timed_steps'].min()} timed steps a point (step: mean, pass: median)."]))
+            f"{rows[0].get('model', MODEL)}; {rows[0]['gpu']}, {rows[0]['date']}; {growth['timed_steps'].min()} timed steps a point "
+            "(step: mean, pass: median)."]))
 
 
 def _explain_growth(growth: pd.DataFrame, rows: Sequence[dict]) -> dict[str, str]:
