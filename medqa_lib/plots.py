@@ -190,8 +190,9 @@ def _draw_cells(panel, cells: np.ndarray, base: float, higher_is_better: bool) -
     gain = np.log2(np.maximum(cells, least) / max(base, least)) * (1 if higher_is_better else -1)
     colors = LinearSegmentedColormap.from_list("verdict", [ORANGE, "white", SKY]).with_extremes(bad="#E5E5E5")
     panel.imshow(gain, cmap=colors, vmin=-1, vmax=1, aspect="auto")
+    decimals = 2 if np.nanmax([base, *cells.flat]) >= 1 else 4
     for (row, column), value in np.ndenumerate(cells):
-        panel.text(column, row, "not run" if np.isnan(value) else _format_score(value), ha="center", va="center", color="black")
+        panel.text(column, row, "not run" if np.isnan(value) else f"{value:.{decimals}f}", ha="center", va="center", color="black")
     panel.spines[:].set_visible(False)
     panel.tick_params(length=0)
 

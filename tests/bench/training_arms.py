@@ -57,7 +57,8 @@ def prepare() -> None:
         ceilings = {"gpu": torch.cuda.get_device_name(), "matmul_tflops": matmul_ceiling(), "copy_tb_s": copy_ceiling()}
     # a forward pass multiplies each linear weight once (2 operations), the backward pass once more: frozen weights need no gradient
     size = "SmolLM2-135M's" if SMALL else "a tiny" if CPU else "TinyLlama's"
-    record(**ceilings, model=f"{size} configuration, random weights", date=time.strftime("%Y-%m-%d"), versions=versions, flop_a_token=4 * linear, rows=ROWS)
+    record(**ceilings, model=f"{size} configuration, random weights",
+           date=time.strftime("%Y-%m-%d"), versions=versions, flop_a_token=4 * linear, rows=ROWS)
 
 
 def save_tokenizer(size: int) -> None:
