@@ -39,7 +39,8 @@ def audit_alignment(model, tokenizer, examples, collator=None, rows: int = 256, 
     Returns:
         policy (one of `config.POLICIES`, or None if none fits), verdict (in words), offset, structure and nll (dicts by offset:
         share of targets, nats a token), chance_nll, likelihood_can_tell, the shares supervised_share, prompt_, answer_, padding_ and
-        eos_supervised_share (EOS counts as kept if the row has one), eos_supervised_by_source, rows.
+        eos_supervised_share (of all rows: one that was cut has no EOS, so aligned labels reach eos_share, the share of rows with one),
+        eos_supervised_by_source, all_cut (no row has an EOS and all have one length, as rows cut mid-answer do), rows.
     Raises:
         ValueError: a batch has no usable labels, or its loss is no cross-entropy over them.
     """
@@ -155,11 +156,16 @@ def _count_targets(tokenizer, examples: list[dict], collator, shifts_labels: boo
     shares = {name: supervised / max(1, total) for name, (supervised, total) in counts.items()}
     return {"rows": len(examples), "structure": structure, "offset": offset, "supervised_share": shares["all"],
             **{f"{part}_supervised_share": shares.get(part, 0.0) for part in ("prompt", "answer", "padding", "eos")},
+            "eos_share": shares["has eos"],
+            "all_cut": not shares["has eos"] and len({len(example["input_ids"]) for example in examples}) == 1,
             "eos_supervised_by_source": {name[4:]: share for name, share in sorted(shares.items()) if name.startswith("eos ")}}
 
 
 def _count_supervised(tokenizer, batches: list[tuple], offset: int) -> dict[str, list[int]]:
-    """[supervised, all] tokens of prompt (without its first), answer, padding and all; rows for "eos" and "eos SOURCE"."""
+    """[supervised, all] tokens of prompt (without its first), answer, padding and all; rows for "eos" and "eos SOURCE".
+
+    "has eos" is [rows with an EOS, all rows].
+    """
     counts = defaultdict(lambda: [0, 0])
     marker = _response_marker(tokenizer)
     for _, examples, spans, targets in batches:
@@ -169,7 +175,7 @@ def _count_supervised(tokenizer, batches: list[tuple], offset: int) -> dict[str,
         for example, (row, start, stop) in zip(examples, spans, strict=True):
             padding[row, start:stop] = False
             answer = start + _prompt_length(example["input_ids"], marker)
-            has_eos = tokenizer.eos_token_id in example["input_ids"]
+            has_eos = tokenizer.eos_token_id in example["input_ids"][answer - start:]
             areas = {"prompt": slice(start + 1, answer), "answer": slice(answer, stop - has_eos), "all": slice(start, stop)}
             for name, area in areas.items():
                 counts[name][0] += int(supervised[row, area].sum())
@@ -177,6 +183,8 @@ def _count_supervised(tokenizer, batches: list[tuple], offset: int) -> dict[str,
             for name in ("eos", f"eos {example.get('source') or 'all'}"):
                 counts[name][0] += int(has_eos and supervised[row, stop - 1])
                 counts[name][1] += 1
+            counts["has eos"][0] += has_eos
+            counts["has eos"][1] += 1
         counts["padding"][0] += int((supervised & padding).sum())
         counts["padding"][1] += int(padding.sum())
     return counts
@@ -226,11 +234,16 @@ def _name_policy(report: dict) -> tuple[str | None, str]:
         found["full_sequence" if prompt == 1 else "prompt in part"] = f"full sequence: {prompt:.1%} of the prompt is supervised"
     if padding:
         found["padding_supervised" if padding == 1 else "padding in part"] = f"padding supervised: {padding:.1%} of it is a target"
-    if not eos:
+    if not eos and not report["all_cut"]:
         found["no_eos"] = "no EOS: the end of an answer is never a target"
+    elif eos < report["eos_share"]:  # not 1: a row cut mid-answer rightly has none
+        found["EOS in part"] = f"EOS in part: a target in only {eos / report['eos_share']:.1%} of the rows that have one"
     if answer < 1:
         found["answer in part"] = f"only {answer:.1%} of the answers' tokens are supervised"
     if not found:
-        return "aligned", "aligned: position t learns token t + 1, on the answer and its EOS only"
+        found["aligned"] = f"aligned: position t learns token t + 1, on the answer{'' if report['all_cut'] else ' and its EOS'} only"
+    words = ", and ".join(found.values())
+    if report["all_cut"]:
+        words += " (every row is cut and has no EOS, so whether EOS would be a target cannot be told)"
     policy = next(iter(found)) if len(found) == 1 else None
-    return policy if policy in POLICIES else None, ", and ".join(found.values())
+    return policy if policy in POLICIES else None, words

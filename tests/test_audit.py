@@ -95,6 +95,43 @@ def test_audit_counts_lost_eos_by_source(llama_like):
     assert report["eos_supervised_by_source"] == {"long": 0, "short": 1}
 
 
+def test_audit_finds_eos_that_is_supervised_in_part(llama_like):
+    examples = [row for _time in range(13) for row in encode(llama_like)] + encode_rows_cut_mid_answer(llama_like)
+    for example in examples[1:78]:
+        example["labels"][-1] = _
+    report = audit_alignment(Oracle(), llama_like, examples)
+    assert report["policy"] is None and report["eos_share"] == 78 / 84
+    assert "EOS in part: a target in only 1.3% of the rows that have one" in report["verdict"]
+    with pytest.raises(ValueError, match="declares labels 'aligned', but the audit found None: EOS in part"):
+        require_policy(report, "aligned")
+
+
+def encode_rows_cut_mid_answer(tokenizer, policy="aligned"):
+    return [encode_example(tokenizer, "Q?", f"No, it is not so {number}.", 37 + 8, policy, truncation="cut") for number in range(6)]
+
+
+@pytest.mark.parametrize("policy", ["aligned", "preshifted", "full_sequence"])
+@pytest.mark.parametrize("collator", [None, FlatCollator()])
+def test_audit_of_rows_that_are_all_cut_does_not_judge_eos(llama_like, policy, collator):
+    report = audit_alignment(Oracle(), llama_like, encode_rows_cut_mid_answer(llama_like, policy), collator)
+    require_policy(report, policy)
+    assert "every row is cut and has no EOS" in report["verdict"] and "answer and its EOS" not in report["verdict"]
+
+
+@pytest.mark.parametrize("policy", ["aligned", "preshifted", "no_eos"])
+def test_audit_does_not_count_cut_rows_among_those_that_lack_a_supervised_eos(llama_like, policy):
+    report = audit_alignment(Oracle(), llama_like, encode(llama_like, policy) + encode_rows_cut_mid_answer(llama_like, policy))
+    require_policy(report, policy)
+    assert report["eos_share"] == 1 / 2 and "cut" not in report["verdict"]
+
+
+def test_audit_finds_an_eos_that_was_never_added(llama_like):
+    examples = [{name: example[name][:-1] for name in ("input_ids", "labels")} for example in encode(llama_like)]
+    assert len({len(example["input_ids"]) for example in examples}) > 1  # so they were not cut at a maximum length
+    report = audit_alignment(Oracle(), llama_like, examples)
+    assert report["policy"] == "no_eos" and not report["all_cut"]
+
+
 def test_audit_finds_a_shift_made_in_the_collator(llama_like):
     collator = collate(llama_like, lambda batch: batch | {"labels": shift_left(batch["labels"])})
     report = audit_alignment(Oracle(), llama_like, encode(llama_like), collator)
