@@ -13,7 +13,7 @@ import torch
 
 from medqa_lib import generation, likelihood, metrics
 from medqa_lib.config import Profile, current_profile, home_dir
-from medqa_lib.data import prepare_splits
+from medqa_lib.data import hash_splits, prepare_splits
 from medqa_lib.labels import encode_split
 from medqa_lib.model import load_base_model, load_merged, load_tokenizer, require_end_token
 from medqa_lib.results import RunResult, describe_environment, find_finished, question_id, run_folder, run_identity, save_run
@@ -63,16 +63,9 @@ def run_base(splits=None, profile: Profile | None = None, home: Path | None = No
     """Evaluate the untuned model; a finished evaluation of the same model, data and profile is read instead."""
     profile, home = profile or current_profile(), home or home_dir()
     splits = splits or prepare_splits(home=home)
-    identity = run_identity(None, profile, data_hashes(splits))
+    identity = run_identity(None, profile, hash_splits(splits))
     folder = run_folder(name, profile, home)
     return find_finished(folder, identity) or evaluate_run(folder, None, splits, profile, home, {"identity": identity})
-
-
-def data_hashes(splits) -> dict:
-    """Split name -> SHA-256 of its content."""
-    from medqa_lib.splits import hash_split
-
-    return {name: hash_split(split) for name, split in splits.items()}
 
 
 def evaluate_run(folder: Path, adapter_dir: Path | None, splits, profile: Profile, home: Path, config: dict,

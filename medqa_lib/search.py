@@ -24,8 +24,8 @@ from medqa_lib import likelihood
 from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.checkpoints import checkpoint_folders, identity_differences, write_json_atomically
 from medqa_lib.config import Experiment, current_profile, get_experiment, home_dir
-from medqa_lib.data import prepare_splits
-from medqa_lib.evaluation import data_hashes, encode_validation
+from medqa_lib.data import hash_splits, prepare_splits
+from medqa_lib.evaluation import encode_validation
 from medqa_lib.model import load_merged, load_tokenizer
 from medqa_lib.results import describe_environment, run_identity
 from medqa_lib.search_plan import MAX_SHARE, changed_fields, measure_tinyllama_share, plan_round
@@ -41,7 +41,7 @@ class Search:
     def __init__(self) -> None:
         self.profile, self.home = current_profile(), home_dir()
         self.splits = prepare_splits(home=self.home)
-        self.hashes = data_hashes(self.splits)
+        self.hashes = hash_splits(self.splits)
         self.folder = self.home / "results" / self.profile.model_slug / "search"
 
     def plan(self, number: int) -> list[Experiment]:

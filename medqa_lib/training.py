@@ -20,8 +20,8 @@ from medqa_lib import audit, planning, weights
 from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.checkpoints import checkpoint_folders
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
-from medqa_lib.data import prepare_splits
-from medqa_lib.evaluation import choose_test_questions, data_hashes, encode_validation, evaluate_run, run_base
+from medqa_lib.data import hash_splits, prepare_splits
+from medqa_lib.evaluation import choose_test_questions, encode_validation, evaluate_run, run_base
 from medqa_lib.labels import PaddingCollator, encode_split, pad_supervised
 from medqa_lib.loss_check import to_device
 from medqa_lib.model import add_lora, load_base_model, load_tokenizer, require_end_token, trainable_share
@@ -46,7 +46,7 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
     profile, home = profile or current_profile(), Path(home or home_dir())
     experiment = profile.scale(get_experiment(experiment) if isinstance(experiment, str) else experiment)
     splits = splits or prepare_splits(by=experiment.split, home=home)
-    identity = run_identity(experiment, profile, data_hashes(splits))
+    identity = run_identity(experiment, profile, hash_splits(splits))
     folder = run_folder(experiment.name, profile, home)
     finished = find_finished(folder, identity)
     if finished:

@@ -13,9 +13,9 @@ from smoke_adapters import SMOKE, make_adapter
 from medqa_lib import hub
 from medqa_lib.card import ACCEPTED_ANSWERS, write_card
 from medqa_lib.config import get_experiment
-from medqa_lib.data import save_splits
+from medqa_lib.data import hash_splits, save_splits
 from medqa_lib.demo import Engine
-from medqa_lib.evaluation import SHOWCASE_QUESTIONS, data_hashes
+from medqa_lib.evaluation import SHOWCASE_QUESTIONS
 from medqa_lib.metrics import score_answers
 from medqa_lib.results import load_runs, run_identity, save_run
 from medqa_lib.weights import model_path
@@ -36,7 +36,7 @@ def home(tmp_path):
     for name, answers in (("base", ["it is", "who knows"]), ("exp_004", ["gout is an illness.", "measles is bad"])):
         experiment = SMOKE.scale(get_experiment(name)) if name != "base" else None
         scores = pd.concat([about, score_answers(answers, list(splits["test"]["answer"]))], axis=1)
-        config = {"identity": run_identity(experiment, SMOKE, data_hashes(splits)), "date": "2026-01-02", "gpu": "none (CPU)",
+        config = {"identity": run_identity(experiment, SMOKE, hash_splits(splits)), "date": "2026-01-02", "gpu": "none (CPU)",
                   "versions": {"torch": "2.13.0", "bert_score": None}}
         numbers = {"n_test": 2, "n_validation": 1, "validation_loss": 2.5, "trainable_parameters": 1234, "trainable_share": 0.00139,
                    "train_time_s": 90.0}

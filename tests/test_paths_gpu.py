@@ -15,8 +15,7 @@ import torch
 from medqa_lib import planning
 from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.config import PROFILES, get_experiment, home_dir
-from medqa_lib.data import prepare_splits
-from medqa_lib.evaluation import data_hashes
+from medqa_lib.data import hash_splits, prepare_splits
 from medqa_lib.results import run_identity
 from medqa_lib.training import train_adapter
 
@@ -36,7 +35,7 @@ def train(path, dropout, splits, folder, monkeypatch):
     recipe = get_experiment("exp_004")
     experiment = dataclasses.replace(recipe, max_steps=STEPS, lora=dataclasses.replace(recipe.lora, dropout=dropout))
     with monkeypatch.context() as patch, CheckpointSession(
-            folder, folder, run_identity(experiment, PROFILE, data_hashes(splits))) as session:
+            folder, folder, run_identity(experiment, PROFILE, hash_splits(splits))) as session:
         patch.setattr(planning, "plan_training", functools.partial(planning.plan_training, path=path))
         return train_adapter(experiment, splits, PROFILE, session, folder / "adapter")
 

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.checkpoints import ResumeRefused, latest_valid, write_manifest
 from medqa_lib.config import PROFILES, LoraSettings, get_experiment
-from medqa_lib.evaluation import data_hashes
+from medqa_lib.data import hash_splits
 from medqa_lib.results import run_identity
 from medqa_lib.trainer import AnswerTrainer
 from medqa_lib.training import train_adapter
@@ -41,7 +41,7 @@ def splits():
 def train(splits, folder, **changes):
     """What run_experiment does before it evaluates."""
     experiment = dataclasses.replace(SMOKE.scale(get_experiment("exp_004")), **changes)
-    with CheckpointSession(folder, folder, run_identity(experiment, SMOKE, data_hashes(splits))) as session:
+    with CheckpointSession(folder, folder, run_identity(experiment, SMOKE, hash_splits(splits))) as session:
         losses, numbers = train_adapter(experiment, splits, SMOKE, session, folder / "adapter")
     adapter = hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
     return SimpleNamespace(losses=losses, adapter=adapter, tokens=numbers["trained_tokens"], steps=numbers["trained_steps"],
