@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import os
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 
 from medqa_lib import generation, likelihood, metrics
-from medqa_lib.config import Profile, current_profile, home_dir
+from medqa_lib.config import Experiment, Profile, current_profile, home_dir
 from medqa_lib.data import hash_splits, prepare_splits
 from medqa_lib.labels import encode_split
 from medqa_lib.model import load_base_model, load_merged, load_tokenizer, require_end_token
@@ -38,17 +39,27 @@ SHOWCASE_QUESTIONS = (
 MERGE_CHECK = {"cuda": (64, 64), "cpu": (4, 10)}
 
 
-def choose_test_questions(test, profile: Profile):
-    """The test rows that every run answers: all on a large GPU, a fixed sample of 300 on a small one.
+def count_test_questions(test, profile: Profile) -> int | None:
+    """How many test rows a run answers here, None for all: what the profile says, else all on a large GPU and 300 on a small one."""
+    if profile.test_questions is None and len(test) > 300 and torch.cuda.is_available() \
+            and torch.cuda.get_device_properties(0).total_memory < 20 * 2**30:
+        return 300
+    return profile.test_questions
 
-    The sample depends on nothing but the split, so all runs answer the same questions.
+
+def choose_test_questions(test, profile: Profile):
+    """The test rows that a run answers: a sample that depends on nothing but the split and `count_test_questions`."""
+    n = count_test_questions(test, profile)
+    return test if n is None or n >= len(test) else test.shuffle(seed=42).select(range(n))
+
+
+def result_identity(experiment: Experiment | None, profile: Profile, splits) -> dict:
+    """`run_identity` of a result: it says how many test questions were answered, so a small GPU's is not set beside a large one's.
+
+    A checkpoint's identity leaves that open: its training may go on on another GPU.
     """
-    n = profile.test_questions
-    if n is None and torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 20 * 2**30:
-        n = 300
-    if n is None or n >= len(test):
-        return test
-    return test.shuffle(seed=42).select(range(n))
+    profile = dataclasses.replace(profile, test_questions=count_test_questions(splits["test"], profile))
+    return run_identity(experiment, profile, hash_splits(splits))
 
 
 def encode_validation(tokenizer, validation, profile: Profile):
@@ -60,10 +71,10 @@ def encode_validation(tokenizer, validation, profile: Profile):
 
 
 def run_base(splits=None, profile: Profile | None = None, home: Path | None = None, name: str = "base") -> RunResult:
-    """Evaluate the untuned model; a finished evaluation of the same model, data and profile is read instead."""
+    """Evaluate the untuned model; a finished evaluation of the same model, data, profile and test questions is read instead."""
     profile, home = profile or current_profile(), home or home_dir()
     splits = splits or prepare_splits(home=home)
-    identity = run_identity(None, profile, hash_splits(splits))
+    identity = result_identity(None, profile, splits)
     folder = run_folder(name, profile, home)
     return find_finished(folder, identity) or evaluate_run(folder, None, splits, profile, home, {"identity": identity})
 

@@ -20,8 +20,8 @@ from medqa_lib import audit, planning, weights
 from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.checkpoints import checkpoint_folders
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
-from medqa_lib.data import hash_splits, prepare_splits
-from medqa_lib.evaluation import choose_test_questions, encode_validation, evaluate_run, run_base
+from medqa_lib.data import prepare_splits
+from medqa_lib.evaluation import choose_test_questions, encode_validation, evaluate_run, result_identity, run_base
 from medqa_lib.labels import PaddingCollator, encode_split, pad_supervised
 from medqa_lib.loss_check import to_device
 from medqa_lib.model import add_lora, load_base_model, load_tokenizer, require_end_token, trainable_share
@@ -46,7 +46,7 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
     profile, home = profile or current_profile(), Path(home or home_dir())
     experiment = profile.scale(get_experiment(experiment) if isinstance(experiment, str) else experiment)
     splits = splits or prepare_splits(by=experiment.split, home=home)
-    identity = run_identity(experiment, profile, hash_splits(splits))
+    identity = result_identity(experiment, profile, splits)
     folder = run_folder(experiment.name, profile, home)
     finished = find_finished(folder, identity)
     if finished:
@@ -56,7 +56,7 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
         weights.fetch_encoder(profile.bertscore_encoder)  # what cannot be fetched is said before the training, not after it
     adapter_dir = home / "adapters" / profile.model_slug / experiment.name
     local, lasting = checkpoint_folders(home, profile.model_slug, experiment.name)
-    with CheckpointSession(local, lasting, identity) as session:
+    with CheckpointSession(local, lasting, run_identity(experiment, profile, identity["data"])) as session:
         losses, training = train_adapter(experiment, splits, profile, session, adapter_dir)
         wait_for_all()  # the first process has written the adapter
         evaluate_run(folder, adapter_dir, splits, profile, home, {"identity": identity}, losses, training)

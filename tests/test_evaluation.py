@@ -2,12 +2,18 @@
 scored yet keeps its answers."""
 
 import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from smoke_adapters import SMOKE, make_adapter
 
 from medqa_lib import evaluation, generation, training
+from medqa_lib.config import EXPERIMENTS, PROFILES
 from medqa_lib.data import prepare_splits
 from medqa_lib.model import load_base_model, load_merged
 
@@ -45,6 +51,71 @@ def test_answer_unmerged_gives_the_base_back_untouched(adapter):
     evaluation.answer_unmerged(base, adapter, ["What is gout?"], SMOKE)
     assert torch.equal(base(ids).logits, before)
     assert torch.equal(load_merged(adapter, SMOKE, base)(ids).logits, load_merged(adapter, SMOKE)(ids).logits)
+
+
+GPU = dataclasses.replace(PROFILES["gpu"], model="smollm2-135m", bertscore_encoder="all-minilm-l6-v2")
+PUBLISHED = sorted((Path(__file__).parents[1] / "assets" / "results" / "smollm2-135m").glob("*/config.json"))
+
+
+@pytest.fixture
+def use_gpu(monkeypatch):
+    """Pretend that there is a GPU with so much memory."""
+    def use(gib):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
+
+    return use
+
+
+def make_splits(test_rows):
+    columns = ("question", "answer", "source", "group", "choices", "focus_area")
+    return {"test": Dataset.from_dict({name: [f"{name} {row}" for row in range(test_rows)] for name in columns})}
+
+
+@pytest.mark.parametrize(("gib", "rows", "profile", "expected", "answered"), [
+    (15, 301, GPU, 300, 300), (15, 300, GPU, None, 300), (80, 301, GPU, None, 301), (15, 301, SMOKE, 4, 4), (80, 3, SMOKE, 4, 3)])
+def test_result_identity_names_the_test_questions_that_are_answered(use_gpu, gib, rows, profile, expected, answered):
+    splits = make_splits(rows)
+    use_gpu(gib)
+    assert evaluation.result_identity(None, profile, splits)["evaluation"]["test_questions"] == expected
+    assert len(evaluation.choose_test_questions(splits["test"], profile)) == answered
+
+
+def test_run_base_of_a_small_gpu_is_not_read_on_a_large_one(use_gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "evaluate_run", lambda folder, _adapter, _splits, _profile, _home, config: (folder, config))
+    splits = make_splits(301)
+    use_gpu(15)
+    folder, config = evaluation.run_base(splits, GPU, tmp_path)
+    evaluation.save_run(folder, config, {}, pd.DataFrame({"question_id": ["a"], "group": ["b"]}), pd.DataFrame({"step": [0]}), [])
+    assert evaluation.run_base(splits, GPU, tmp_path).config == config
+    use_gpu(80)
+    with pytest.raises(ValueError, match="evaluation.test_questions: checkpoint 300, this run None"):
+        evaluation.run_base(splits, GPU, tmp_path)
+
+
+def test_run_experiment_goes_on_from_a_checkpoint_of_another_gpu(use_gpu, tmp_path, monkeypatch):
+    identities = []
+
+    def refuse(_local, _lasting, identity):
+        identities.append(identity)
+        raise InterruptedError
+
+    monkeypatch.setattr(training, "CheckpointSession", refuse)
+    for gib in (15, 80):
+        use_gpu(gib)
+        with pytest.raises(InterruptedError):
+            training.run_experiment("exp_004", make_splits(301), dataclasses.replace(GPU, bertscore_encoder=None), tmp_path)
+    assert identities[0] == identities[1]
+
+
+def test_published_runs_still_have_the_identity_that_a_large_gpu_gives(use_gpu, monkeypatch):
+    use_gpu(80)
+    assert len(PUBLISHED) > 20
+    for path in PUBLISHED:
+        saved = json.loads(path.read_text())["identity"]
+        name = "base" if path.parent.name.startswith(("base", "line_")) else path.parent.name
+        monkeypatch.setattr(evaluation, "hash_splits", lambda _splits, saved=saved: saved["data"])
+        assert evaluation.result_identity(EXPERIMENTS.get(name), GPU, make_splits(1747)) == saved, path
 
 
 WITH_BERTSCORE = dataclasses.replace(SMOKE, bertscore_encoder="roberta-large")
