@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import math
 import os
@@ -15,7 +16,7 @@ import torch
 from medqa_lib import generation, likelihood, metrics
 from medqa_lib.config import Experiment, Profile, current_profile, home_dir
 from medqa_lib.data import hash_splits, prepare_splits
-from medqa_lib.labels import encode_split
+from medqa_lib.labels import UNUSABLE, encode_split
 from medqa_lib.model import load_base_model, load_merged, load_tokenizer, require_end_token
 from medqa_lib.results import RunResult, describe_environment, find_finished, question_id, run_folder, run_identity, save_run
 
@@ -63,11 +64,21 @@ def result_identity(experiment: Experiment | None, profile: Profile, splits) -> 
 
 
 def encode_validation(tokenizer, validation, profile: Profile):
-    """Validation rows with aligned labels, whatever policy a run trains on: the loss that is compared."""
+    """Validation rows with aligned labels, whatever policy a run trains on: the loss that is compared. Says which rows are left out."""
     if profile.validation_pairs is not None and profile.validation_pairs < len(validation):
         validation = validation.shuffle(seed=42).select(range(profile.validation_pairs))
-    encoded, _ = encode_split(tokenizer, validation, profile.max_length_tokens or 512, policy="aligned")
+    limit = profile.max_length_tokens or 512
+    encoded, counts = encode_split(tokenizer, validation, limit, policy="aligned")
+    lost = [f"{counts[name]} ({reason})" for name, reason in UNUSABLE.items() if name in counts]
+    if lost and not int(os.environ.get("RANK", "0")):
+        print_once(f"Validation loss is taken over {counts['kept']} of {counts['rows']} pairs; left out at {limit} tokens: {', '.join(lost)}")
     return encoded
+
+
+@functools.cache
+def print_once(line: str) -> None:
+    """Print a line unless this process has printed it before: training and evaluation encode the same rows."""
+    print(line)
 
 
 def run_base(splits=None, profile: Profile | None = None, home: Path | None = None, name: str = "base") -> RunResult:

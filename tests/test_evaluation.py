@@ -15,7 +15,7 @@ from smoke_adapters import SMOKE, make_adapter
 from medqa_lib import evaluation, generation, training
 from medqa_lib.config import EXPERIMENTS, PROFILES
 from medqa_lib.data import prepare_splits
-from medqa_lib.model import load_base_model, load_merged
+from medqa_lib.model import load_base_model, load_merged, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,22 @@ def adapter(tmp_path_factory):
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
     return prepare_splits(home=tmp_path_factory.mktemp("home"))
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_encode_validation_says_once_which_rows_are_left_out(splits, monkeypatch, capsys, rank, lines):
+    evaluation.print_once.cache_clear()
+    monkeypatch.setenv("RANK", rank)
+    rows = splits["validation"].select(range(2)).to_list()
+    split = Dataset.from_list([*rows, {**rows[0], "question": "What is this? " * 20}, {**rows[0], "answer": " "}])
+    tokenizer = load_tokenizer(SMOKE)
+    for _time in range(2):
+        assert len(evaluation.encode_validation(tokenizer, split, SMOKE)) == 2
+    line = ("Validation loss is taken over 2 of 4 pairs; left out at 192 tokens: 1 (the question or the answer is empty), "
+            "1 (the prompt alone fills max_length)\n")
+    assert capsys.readouterr().out == lines * line
+    evaluation.encode_validation(tokenizer, split.select(range(2)), SMOKE)
+    assert capsys.readouterr().out == ""
 
 
 def test_evaluate_run_reports_the_agreement_of_tuned_runs_only(adapter, splits, tmp_path, capsys):
