@@ -30,6 +30,7 @@ from medqa_lib.checkpoints import (
 
 HEARTBEAT_S = 120
 STALE_S = 600  # another machine's lock is dead when its heartbeat is older than this
+DYING_S = 5  # so long a process that was just killed may need to give up its lock, while its memory is freed
 DISK_ERRORS = ("No space left", "PytorchStreamWriter", "inline_container", "File too large", "Read-only file system", "Permission denied",
                "I/O error", "quota")
 
@@ -55,21 +56,29 @@ class RunLock:
         """Take the lock.
 
         Raises:
-            RunBusy: another live process holds it; the message names it.
+            RunBusy: another process holds it for more than DYING_S seconds; the message names it.
         """
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.read(self.descriptor, 1000).decode() or "its lock names no owner"
-            os.close(self.descriptor)
-            raise RunBusy(f"Another process works on {self.path.parent}: {owner}. Wait for it to end, or stop it.") from error
+        start = time.monotonic()
+        while not self._lock():
+            if time.monotonic() - start > DYING_S:
+                owner = os.read(self.descriptor, 1000).decode() or "its lock names no owner"
+                os.close(self.descriptor)
+                raise RunBusy(f"Another process works on {self.path.parent}: {owner}. Wait for it to end, or stop it.")
+            time.sleep(0.1)
         self._refuse_other_machine()
         os.truncate(self.descriptor, 0)
         os.write(self.descriptor, json.dumps(self.owner).encode())
         self._beat()
         self.released.clear()
         threading.Thread(target=self._beat_until_released, daemon=True).start()
+
+    def _lock(self) -> bool:
+        try:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
     def _refuse_other_machine(self) -> None:
         try:

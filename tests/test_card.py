@@ -136,7 +136,8 @@ def test_write_card_shows_code_that_answers_as_the_demo_does(home, tmp_path):
     hub.save_local(adapter, folder, card, pd.DataFrame([{"passed": True}]), model_path(SMOKE))
     load, ask = (block.removeprefix("python\n") for block in card.split("```")[1:4:2])
     assert len(load.strip().splitlines()) == 4
-    code = load + ask.replace("256", "8") + "import sys; assert not [name for name in sys.modules if 'medqa' in name]"
+    exact = "import bitsandbytes.nn.modules; bitsandbytes.nn.modules.has_avx512bf16 = lambda: False\n"  # some CPUs would round to bfloat16
+    code = exact + load + ask.replace("256", "8") + "import sys; assert not [name for name in sys.modules if 'medqa' in name]"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     _, tuned = list(Engine({"exp": adapter}, SMOKE).stream(SHOWCASE_QUESTIONS[0], "exp", 8))[-1]
