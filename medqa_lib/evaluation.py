@@ -71,7 +71,7 @@ def encode_validation(tokenizer, validation, profile: Profile):
     encoded, counts = encode_split(tokenizer, validation, limit, policy="aligned")
     lost = [f"{counts[name]} ({reason})" for name, reason in UNUSABLE.items() if name in counts]
     if lost and not int(os.environ.get("RANK", "0")):
-        print_once(f"Validation loss is taken over {counts['kept']} of {counts['rows']} pairs; left out at {limit} tokens: {', '.join(lost)}")
+        print_once(f"Validation loss is over {counts['kept']} of {counts['rows']} pairs; left out at {limit} tokens: {', '.join(lost)}")
     return encoded
 
 

@@ -37,7 +37,7 @@ def test_encode_validation_says_once_which_rows_are_left_out(splits, monkeypatch
     tokenizer = load_tokenizer(SMOKE)
     for _time in range(2):
         assert len(evaluation.encode_validation(tokenizer, split, SMOKE)) == 2
-    line = ("Validation loss is taken over 2 of 4 pairs; left out at 192 tokens: 1 (the question or the answer is empty), "
+    line = ("Validation loss is over 2 of 4 pairs; left out at 192 tokens: 1 (the question or the answer is empty), "
             "1 (the prompt alone fills max_length)\n")
     assert capsys.readouterr().out == lines * line
     evaluation.encode_validation(tokenizer, split.select(range(2)), SMOKE)
