@@ -25,9 +25,10 @@ class ResumeRefused(CheckpointError):
 
 
 def checkpoint_folders(home: Path, *parts: str) -> tuple[Path, Path]:
-    """(local, lasting) folder of a run. They differ only where MEDQA_SCRATCH names a fast local disk, as in Colab."""
-    scratch = os.environ.get("MEDQA_SCRATCH")
-    return Path(scratch or home).joinpath("checkpoints", *parts), Path(home).joinpath("checkpoints", *parts)
+    """(local, lasting) folder of a run, absolute. They differ only where MEDQA_SCRATCH names another one: in Colab, a fast local disk."""
+    lasting = Path(home).expanduser().resolve()  # one folder must have one spelling: where the two differ, files are copied
+    local = Path(os.environ.get("MEDQA_SCRATCH") or lasting).expanduser().resolve()
+    return local.joinpath("checkpoints", *parts), lasting.joinpath("checkpoints", *parts)
 
 
 def hash_file(path: Path) -> str:
@@ -141,13 +142,17 @@ def latest_valid(folder: Path, identity: dict | None = None) -> tuple[Path | Non
 def copy_checkpoint(source: Path, lasting_dir: Path) -> Path:
     """Copy a checkpoint file by file, flush, compare SHA-256 with the source's manifest; the manifest goes last.
 
+    Nothing happens where `lasting_dir` is the source's own folder, by whatever name.
+
     Raises:
         OSError: the lasting folder is gone, full, read-only or gives other bytes back.
     """
+    manifest = json.loads((source / MANIFEST).read_text())
     target = lasting_dir / source.name
     target.mkdir(exist_ok=True)  # no parents: a Drive that vanished must not come back as a local folder
+    if target.samefile(source):
+        return target
     (target / MANIFEST).unlink(missing_ok=True)
-    manifest = json.loads((source / MANIFEST).read_text())
     for name, expected in manifest["files"].items():
         (target / name).parent.mkdir(exist_ok=True)
         with open(source / name, "rb") as reader, open(target / name, "wb") as writer:

@@ -15,7 +15,9 @@ from medqa_lib.checkpoint_session import CheckpointSession, RunBusy, RunLock
 from medqa_lib.checkpoints import (
     CheckpointError,
     ResumeRefused,
+    checkpoint_folders,
     checkpoint_train_time,
+    copy_checkpoint,
     latest_valid,
     prune_checkpoints,
     verify,
@@ -168,6 +170,31 @@ def test_session_writes_once_when_both_folders_are_one(tmp_path, monkeypatch):
     with CheckpointSession(tmp_path, tmp_path, IDENTITY) as session:
         save(session, 2)
     assert verify(tmp_path / "checkpoint-2") == []
+
+
+@pytest.mark.parametrize("spelling", ["home", "home/../home", "link"])
+def test_checkpoint_folders_are_one_however_scratch_spells_home(tmp_path, monkeypatch, spelling):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEDQA_SCRATCH", spelling)
+    local, lasting = checkpoint_folders(tmp_path / "home", "run")
+    assert local == lasting == tmp_path / "home" / "checkpoints" / "run"
+
+
+def test_copy_checkpoint_onto_itself_loses_nothing(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "home", 2)
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    copy_checkpoint(checkpoint, tmp_path / "link")
+    assert verify(checkpoint) == []
+
+
+def test_copy_checkpoint_of_a_broken_source_leaves_the_good_copy(tmp_path):
+    good = copy_checkpoint(make_checkpoint(tmp_path / "local", 2), make_checkpoint(tmp_path / "drive", 1).parent)
+    damage_manifest_absent(tmp_path / "local" / "checkpoint-2")
+    with pytest.raises(FileNotFoundError):
+        copy_checkpoint(tmp_path / "local" / "checkpoint-2", tmp_path / "drive")
+    assert verify(good) == []
 
 
 def test_resume_from_takes_the_newest_valid_of_both_folders(tmp_path, capsys):
