@@ -121,7 +121,7 @@ def _front_matter(base_model: str) -> str:
 
 def _show_loading(repository: str) -> str:
     return f"""With plain PEFT. The base is loaded in NF4, as it was in training; on its 16-bit weights answers differ. The
-scores above are the merged model's.
+scores below are the merged model's.
 
 ```python
 from peft import AutoPeftModelForCausalLM

@@ -269,7 +269,7 @@ def plot_search(table: pd.DataFrame) -> Figure:
                 panel.annotate(f"{row['validation_loss']:.4f}", (row["validation_loss"], place), xytext=(7, 0), textcoords="offset points",
                                va="center", fontsize=9)
             else:
-                panel.text(0.01, place, textwrap.fill(row["status"], 100), transform=panel.get_yaxis_transform(),
+                panel.text(0.01, place, textwrap.fill(row["status"], 84), transform=panel.get_yaxis_transform(),
                            va="center", fontsize=9)
         panel.set_yticks(table.index, [textwrap.fill(name.replace("+", " + "), 44) for name in table["name"]], fontsize=8)
         panel.invert_yaxis()

@@ -22,7 +22,7 @@ LENGTH_LABELS = ("under 50 words", "50-99 words", "100-199 words", "200 words or
 
 
 def compare_runs(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics: Sequence[str] | None = None,
-                 n_resamples: int = 10_000, seed: int = 42) -> pd.DataFrame:
+                 n_resamples: int = 50_000, seed: int = 42) -> pd.DataFrame:
     """Every metric of a run against the base run on the same questions.
 
     The interval is the percentile interval of the paired difference, its levels expanded for a small number of groups
@@ -63,23 +63,23 @@ def compare_runs(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics:
 
 
 def compare_many(base_scores: pd.DataFrame, runs: dict[str, pd.DataFrame], metrics: Sequence[str] | None = None,
-                 n_resamples: int = 10_000, seed: int = 42) -> pd.DataFrame:
+                 n_resamples: int = 50_000, seed: int = 42) -> pd.DataFrame:
     """`compare_runs` for several runs, with a column `run` in front and Holm's correction over all metrics of all runs.
 
-    So many tests need finer p-values: there are at least 10 / ALPHA resamples a test, so that p_holm can fall to ALPHA / 5.
+    Many tests need fine p-values: there are at least 10 / ALPHA resamples a test, so that p_holm can fall to ALPHA / 5.
     """
     return _compare_all("run", {name: (base_scores, scores) for name, scores in runs.items()}, metrics, n_resamples, seed)
 
 
 def compare_pairs(runs: dict[str, pd.DataFrame], pairs: Sequence[tuple[str, str]], metrics: Sequence[str] | None = None,
-                  n_resamples: int = 10_000, seed: int = 42) -> pd.DataFrame:
+                  n_resamples: int = 50_000, seed: int = 42) -> pd.DataFrame:
     """`compare_runs` of the second run of each pair against the first; a column `pair` in front, Holm over all. `base` is the first."""
     named = {f"{first} -> {second}": (runs[first], runs[second]) for first, second in pairs}
     return _compare_all("pair", named, metrics, n_resamples, seed)
 
 
 def compare_slices(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics: Sequence[str] | None = None,
-                   n_resamples: int = 10_000, seed: int = 42) -> pd.DataFrame:
+                   n_resamples: int = 50_000, seed: int = 42) -> pd.DataFrame:
     """`compare_runs` within each source and each length of the reference answer; a column `slice` in front, Holm over all."""
     tuned_scores = _align_questions(base_scores, tuned_scores)
     lengths = pd.cut(base_scores["reference_words"], LENGTH_EDGES, right=False, labels=LENGTH_LABELS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medqa_lib import results
+from medqa_lib.statistics import compare_runs
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "assets" / "results"
@@ -61,6 +62,27 @@ def test_readme_gives_the_scores_of_the_published_runs(runs):
             values = [runs[folder].metrics[name] for folder in folders if name in runs[folder].metrics]
             expected = " / ".join(dict.fromkeys(rounded(value, decimals) for value in values))
             assert row[column] == expected, (row["run"], column)
+
+
+def test_readme_gives_the_intervals_of_the_published_runs(runs):
+    said = {row["change against the untuned model"]: row for row in read_table("change against the untuned model")}
+    for name in ("exp_001", "exp_002", "exp_003", "exp_004", "exp_005"):
+        for label, row in zip(("ROUGE-2", "BLEU"), compare(runs, name), strict=True):
+            if f"{name}, {label}" in said:
+                assert said.pop(f"{name}, {label}")["ours (95% interval)"] == row
+    assert not said
+
+
+def test_readme_gives_the_intervals_of_the_aligned_controls(runs):
+    said = {row["change against the untuned model"]: row["aligned control: same steps and rate"]
+            for row in read_table("change against the untuned model")}
+    assert [said["exp_001, ROUGE-2"], said["exp_001, BLEU"]] == compare(runs, "exp_001_aligned")
+    assert said["exp_002, ROUGE-2"] == compare(runs, "exp_002_aligned")[0]
+
+
+def compare(runs, name):
+    table = compare_runs(runs["base"].scores, runs[name].scores, ["rouge2", "bleu"])
+    return [f"{row.percent_change:+.1f}% ({row.percent_low:+.1f} to {row.percent_high:+.1f})" for row in table.itertuples()]
 
 
 def test_readme_gives_mean_and_deviation_over_the_published_seeds(runs):
