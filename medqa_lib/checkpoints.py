@@ -77,7 +77,9 @@ def verify(folder: Path) -> list[str]:
         problems = []
         for name, expected in manifest["files"].items():
             path = folder / name
-            if not path.is_file():
+            if not path.resolve().is_relative_to(folder.resolve()):  # whoever wrote the manifest could have the copy overwrite any file
+                problems.append(f"{name} is outside of the checkpoint")
+            elif not path.is_file():
                 problems.append(f"{name} is missing")
             elif path.stat().st_size != expected["bytes"]:
                 problems.append(f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}")
@@ -86,7 +88,7 @@ def verify(folder: Path) -> list[str]:
         return problems
     except FileNotFoundError:
         return [f"no {MANIFEST}: it was not written to its end"]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, AttributeError, KeyError, TypeError) as error:  # RuntimeError: links in a circle
         return [f"{MANIFEST} or a file cannot be read ({error})"]
 
 
@@ -172,6 +174,7 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
         if valid and old not in valid and checkpoint_step(old) < checkpoint_step(valid[0]):
             for path in [old / MANIFEST, *_files(old)]:
                 if path.exists():
-                    os.truncate(path, 0)  # Drive's trash keeps deleted files for 30 days and counts their size
+                    if not path.is_symlink():  # which could name any file
+                        os.truncate(path, 0)  # Drive's trash keeps deleted files for 30 days and counts their size
                     path.unlink()
             shutil.rmtree(old)

@@ -1,6 +1,7 @@
 """Checkpoints on disk and the session around them, with small made-up checkpoint folders: no training in this file."""
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -110,6 +111,24 @@ def test_latest_valid_skips_a_damaged_newest_and_says_why(tmp_path, damage):
     found, skipped = latest_valid(tmp_path, IDENTITY)
     assert found == older
     assert len(skipped) == 1 and skipped[0].startswith("checkpoint-10: ") and DAMAGE[damage] in skipped[0]
+
+
+@pytest.mark.parametrize("name", ["absolute", "../precious", "link", "down/../../precious"])
+def test_files_outside_a_checkpoint_are_refused_and_stay_as_they_are(tmp_path, name):
+    precious, checkpoint = tmp_path / "precious", make_checkpoint(tmp_path, 4)
+    precious.write_bytes(b"mine")
+    (checkpoint / "link").symlink_to(precious)
+    name = name.replace("absolute", str(precious))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
+    manifest["seal"] = hashlib.sha256(json.dumps({k: v for k, v in manifest.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    with CheckpointSession(tmp_path, tmp_path / "drive", IDENTITY) as session:
+        assert session.resume_from() is None
+    assert verify(checkpoint) == [f"{name} is outside of the checkpoint"]
+    make_checkpoint(tmp_path, 6)
+    prune_checkpoints(tmp_path, keep=1)
+    assert names(tmp_path) == ["checkpoint-6"] and precious.read_bytes() == b"mine"
 
 
 def test_latest_valid_sorts_by_number_and_ignores_other_names(tmp_path):
