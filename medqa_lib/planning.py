@@ -57,14 +57,16 @@ class TrainingPlan:
     why: str
 
     def halved(self) -> TrainingPlan:
-        """The plan to go on with after running out of memory.
+        """The plan to go on with after running out of memory: at most half as many rows at a time, as many in a step.
 
         Raises:
             ValueError: there is a single row a time already.
         """
         if self.micro_batch == 1:
             raise ValueError("Out of memory with one row at a time: shorten max_length_tokens or take a larger GPU.")
-        micro_batch, accumulation = self.micro_batch // 2, self.accumulation * 2
+        rows = self.micro_batch * self.accumulation
+        micro_batch = largest_divisor(rows, self.micro_batch // 2)
+        accumulation = rows // micro_batch
         return dataclasses.replace(self, micro_batch=micro_batch, accumulation=accumulation,
                                    why=f"{self.path}, {micro_batch} rows x {accumulation}: {self.micro_batch} did not fit")
 
@@ -88,9 +90,13 @@ def plan_training(model, effective_batch: int = 32, max_length: int = 512, *, pa
 
     Args:
         free_bytes: memory that training may take, by default what the GPU has free.
+        processes: how many train together. Each must call this; the one with the least memory decides how many rows all take at a time.
     Raises:
-        ValueError: unknown path, or a path or micro-batch that cannot be had here.
+        ValueError: unknown path, a path or micro-batch that cannot be had here, or rows that cannot be shared equally among the processes.
     """
+    if effective_batch % processes:
+        raise ValueError(f"A step of {effective_batch} rows cannot be shared equally among {processes} processes: the recipe would change. "
+                         f"Start {largest_divisor(effective_batch, processes)}, or another number that divides {effective_batch}.")
     fast, reason = supports_fast_layers(model)
     device = next(model.parameters()).device
     modern = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -100,7 +106,7 @@ def plan_training(model, effective_batch: int = 32, max_length: int = 512, *, pa
         raise ValueError(f"Path {path!r} cannot be had here ({reason or 'no GPU of capability 8.0'}); expected one of {PATHS}.")
     rows = effective_batch // processes
     if device.type != "cuda":
-        micro_batch = micro_batch or min(rows, 8)
+        micro_batch = micro_batch or _smallest_of_all(largest_divisor(rows, 8), processes)
         return _plan(path, dtype or torch.float32, micro_batch, rows, False, f"CPU: {reason}")
     free_bytes = free_bytes or torch.cuda.mem_get_info(device)[0]
     weight_bytes = 2 * sum(layer.in_features * layer.out_features for name, layer in model.named_modules() if name.endswith("_proj"))
@@ -110,10 +116,26 @@ def plan_training(model, effective_batch: int = 32, max_length: int = 512, *, pa
     prepare_model(model, path, keep_weights)
     token_bytes = measure_bytes_per_token(model, path, dtype)
     fits = max(1, int(0.8 * (free_bytes - keep_weights * weight_bytes) / (token_bytes * max_length)))
-    micro_batch = micro_batch or min(rows, 1 << fits.bit_length() - 1)
+    micro_batch = micro_batch or _smallest_of_all(largest_divisor(rows, fits), processes)
     name = torch.cuda.get_device_name(device)
     why = f"{name}, {free_bytes / 2**30:.0f} GiB free, {token_bytes / 2**20:.2f} MiB a token, so {fits} rows of {max_length} tokens fit"
     return _plan(path, dtype, micro_batch, rows, keep_weights, f"{why}; {reason}" if reason else why)
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`."""
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
+
+
+def _smallest_of_all(number: int, processes: int) -> int:
+    """The smallest of the processes' numbers: with unequal micro-batches they would take unequal shares of a step."""
+    if processes == 1:
+        return number
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    PartialState(cpu=not torch.cuda.is_available())  # joins the process group; the Trainer takes it over
+    return min(gather_object([number]))
 
 
 def _plan(path: str, dtype: torch.dtype, micro_batch: int, rows: int, keep_weights: bool, why: str) -> TrainingPlan:

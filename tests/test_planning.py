@@ -1,10 +1,17 @@
 """What is planned, and that a plan leaves the recipe alone."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from test_fast_train import make_model
 
 from medqa_lib.planning import FlatCollator, TrainingPlan, plan_training
+
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="what is planned without a GPU")
 
@@ -21,6 +28,29 @@ def test_plan_training_divides_the_rows_among_processes():
     assert plan.micro_batch * plan.accumulation * 2 == 32
 
 
+@pytest.mark.parametrize(("processes", "possible"), [(5, 4), (33, 32), (64, 32)])
+def test_plan_training_refuses_processes_that_would_change_the_recipe(processes, possible):
+    with pytest.raises(ValueError, match=f"32 rows cannot be shared equally among {processes} processes.*Start {possible}, or"):
+        plan_training(make_model(), effective_batch=32, processes=processes)
+
+
+@pytest.mark.parametrize(("rows", "chosen"), [(4, 4), (12, 6), (18, 6), (11, 1)])
+def test_plan_training_chooses_among_the_divisors(rows, chosen):
+    plan = plan_training(make_model(), effective_batch=rows)
+    assert (plan.micro_batch, plan.micro_batch * plan.accumulation) == (chosen, rows)
+
+
+def test_all_processes_take_what_the_smallest_can_hold(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import os\nfrom medqa_lib.planning import _smallest_of_all\n"
+                       "number = _smallest_of_all(4 if os.environ['RANK'] == '1' else 16, 2)\n"
+                       f"open(os.path.join({str(tmp_path)!r}, os.environ['RANK']), 'w').write(str(number))\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["4", "4"]
+
+
 @pytest.mark.parametrize("choice", [{"path": "fast"}, {"path": "flattened"}, {"path": "best"}, {"micro_batch": 5}])
 def test_plan_training_refuses_what_cannot_be_had(choice):
     with pytest.raises(ValueError):
@@ -32,6 +62,15 @@ def test_halved_keeps_the_effective_batch_and_ends_at_one_row():
     assert (plan.halved().micro_batch, plan.halved().accumulation) == (1, 32)
     with pytest.raises(ValueError, match="one row"):
         plan.halved().halved()
+
+
+@pytest.mark.parametrize("rows", [6, 12, 24, 32, 45])
+def test_halved_keeps_any_number_of_rows(rows):
+    plan = TrainingPlan("fast", torch.bfloat16, rows, 1, True, "because")
+    while plan.micro_batch > 1:
+        smaller = plan.halved()
+        assert smaller.micro_batch * smaller.accumulation == rows and smaller.micro_batch <= plan.micro_batch / 2
+        plan = smaller
 
 
 def test_collator_of_other_paths_lays_rows_end_to_end():
