@@ -30,6 +30,7 @@ from medqa_lib.checkpoints import (
 
 HEARTBEAT_S = 120
 STALE_S = 600  # another machine's lock is dead when its heartbeat is older than this
+RELEASE_S = 60  # so long a heartbeat in progress is waited for: a Drive that hangs must not keep the run from ending
 DYING_S = 5  # so long a process that was just killed may need to give up its lock, while its memory is freed
 DISK_ERRORS = ("No space left", "PytorchStreamWriter", "inline_container", "File too large", "Read-only file system", "Permission denied",
                "I/O error", "quota")
@@ -71,7 +72,8 @@ class RunLock:
         os.write(self.descriptor, json.dumps(self.owner).encode())
         self._beat()
         self.released.clear()
-        threading.Thread(target=self._beat_until_released, daemon=True).start()
+        self.beating = threading.Thread(target=self._beat_until_released, daemon=True)
+        self.beating.start()
 
     def _lock(self) -> bool:
         try:
@@ -104,6 +106,7 @@ class RunLock:
     def release(self) -> None:
         """Give the lock back. The lock file stays: deleting it would let two processes lock two files of one name."""
         self.released.set()
+        self.beating.join(RELEASE_S)  # a beat in progress would write the file anew after it is gone
         try:
             self.shared.unlink(missing_ok=True)
         except OSError:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from types import SimpleNamespace
 
@@ -338,6 +339,27 @@ def test_lock_refuses_a_second_process_and_is_free_once_the_first_is_killed(tmp_
     lock = RunLock(tmp_path, tmp_path)
     lock.acquire()
     lock.release()
+
+
+def test_release_leaves_no_heartbeat_of_a_beat_in_progress(tmp_path, monkeypatch):
+    writing, released, beats = threading.Event(), threading.Event(), []
+
+    def write_slowly(path, content):
+        if threading.current_thread() is not threading.main_thread():
+            beats.append(threading.current_thread())
+            writing.set()
+            released.wait(1)  # `release` is called meanwhile, and must not come back before the file is written
+        checkpoints.write_json_atomically(path, content)
+
+    monkeypatch.setattr(checkpoint_session, "write_json_atomically", write_slowly)
+    monkeypatch.setattr(checkpoint_session, "HEARTBEAT_S", 0.01)
+    lock = RunLock(tmp_path, tmp_path)
+    lock.acquire()
+    assert writing.wait(120)
+    lock.release()
+    released.set()
+    beats[0].join(120)
+    assert not (tmp_path / "run.lock.json").exists()
 
 
 @pytest.mark.parametrize(("silent_s", "refused"), [(30, True), (checkpoint_session.STALE_S + 1, False)])
