@@ -99,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C, while Python shuts down, would change the exit status
         print("\nInterrupted. The same command goes on from the newest checkpoint.", file=sys.stderr)
         return 130
     print_results(profile)

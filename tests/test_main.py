@@ -155,6 +155,22 @@ def test_print_results_shows_changes_against_the_base(make_notebook, capsys, tmp
     assert capsys.readouterr().out.endswith(f"Comparison figure: {figure}\n")
 
 
+def test_main_ignores_a_further_interrupt_once_it_is_interrupted(make_notebook, monkeypatch, capsys):
+    """Python gives SIGINT its deadly default back while it shuts down, unless it is ignored."""
+    def run_notebooks(*_):
+        raise KeyboardInterrupt
+
+    make_notebook("11_first", "x = 1")
+    monkeypatch.setattr(headless, "run_notebooks", run_notebooks)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert headless.main(["11"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "Interrupted" in capsys.readouterr().err
+
+
 def start_main(path):
     """The notebook at `path` run by `python -m medqa_lib` in a process of its own."""
     script = f"from medqa_lib import __main__ as m; m.NOTEBOOKS = m.Path({str(path.parent)!r}); m.sys.exit(m.main([{path.name[:2]!r}]))"
@@ -174,7 +190,7 @@ def test_main_leaves_no_kernel_behind_when_stopped(number, delay_s, make_noteboo
     if number == signal.SIGINT:
         time.sleep(0.02)
         process.send_signal(number)  # people press Ctrl-C twice
-    stderr = process.communicate(timeout=30)[1]
+    stderr = process.communicate(timeout=120)[1]
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert ("Interrupted" in stderr) == (number == signal.SIGINT)
     assert "Traceback" not in stderr
@@ -188,12 +204,12 @@ def test_main_can_be_stopped_while_a_kernel_starts(make_notebook):
     wait_for(lambda: psutil.Process(process.pid).children())
     kernel, = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
-    assert "Interrupted. The same command goes on from the newest checkpoint." in process.communicate(timeout=30)[1]
+    assert "Interrupted. The same command goes on from the newest checkpoint." in process.communicate(timeout=120)[1]
     assert process.returncode == 130
     wait_for(lambda: not is_running(kernel.pid))
 
 
-def wait_for(condition, timeout_s=30):
+def wait_for(condition, timeout_s=120):
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "timed out"
