@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -58,6 +59,8 @@ class RunLock:
 
         Raises:
             RunBusy: another process holds it for more than DYING_S seconds; the message names it.
+            CheckpointError: the file system has no locks.
+            OSError: the lock file cannot be written.
         """
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT)
         start = time.monotonic()
@@ -78,8 +81,12 @@ class RunLock:
     def _lock(self) -> bool:
         try:
             fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            os.close(self.descriptor)
+            raise CheckpointError(f"{self.path} cannot be locked ({error}). Set MEDQA_SCRATCH to a folder on a local disk: checkpoints are "
+                                  "saved there and then copied.") from error
         return True
 
     def _refuse_other_machine(self) -> None:
@@ -141,7 +148,7 @@ class CheckpointSession(TrainerCallback):
 
         Raises:
             RunBusy: another process works on this run.
-            CheckpointError: the folders cannot be written.
+            CheckpointError: the folders cannot be written or locked.
         """
         if not self.is_main:
             return self

@@ -341,6 +341,17 @@ def test_lock_refuses_a_second_process_and_is_free_once_the_first_is_killed(tmp_
     lock.release()
 
 
+def test_file_system_without_locks_is_not_taken_for_a_busy_run(tmp_path, monkeypatch):
+    def lockf(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(checkpoint_session.fcntl, "lockf", lockf)
+    with pytest.raises(CheckpointError, match="run.lock cannot be locked .*No locks available.*Set MEDQA_SCRATCH") as refusal, \
+            CheckpointSession(tmp_path, tmp_path, IDENTITY):
+        pass
+    assert refusal.type is CheckpointError, "not RunBusy"
+
+
 def test_release_leaves_no_heartbeat_of_a_beat_in_progress(tmp_path, monkeypatch):
     writing, released, beats = threading.Event(), threading.Event(), []
 
