@@ -117,7 +117,7 @@ def evaluate_run(folder: Path, adapter_dir: Path | None, splits, profile: Profil
     answers = generation.generate_records(model, tokenizer, questions, profile.max_new_tokens, store=store, adapter_hash=adapter)
     answer_time_s = time.perf_counter() - start
     shown = generation.generate_answers(model, tokenizer, SHOWCASE_QUESTIONS, profile.max_new_tokens, store=store, adapter_hash=adapter)
-    options = likelihood.option_accuracy(model, tokenizer, questions, list(test["choices"]))
+    options = likelihood.score_options(model, tokenizer, questions, list(test["choices"]))
     del model, base
     gc.collect()
     torch.cuda.empty_cache()
@@ -125,13 +125,21 @@ def evaluate_run(folder: Path, adapter_dir: Path | None, splits, profile: Profil
         return None
     agreement = compare_merge(tokenizer, answers, unmerged, profile) if unmerged else {}
     scores = score_test(test, answers, profile)
+    if options["option_asked"].any():
+        scores = pd.concat([scores, options], axis=1)
     numbers = {**metrics.summarize_scores(scores), "n_test": len(scores), "validation_loss": loss, "perplexity": math.exp(loss),
-               "n_validation": len(validation), **options, "answer_time_s": answer_time_s,
+               "n_validation": len(validation), **summarize_options(options), "answer_time_s": answer_time_s,
                "answer_tokens": sum(answer.tokens for answer in answers), **agreement, **(training or {})}
     if losses is None:
         losses = pd.DataFrame([{"step": 0, "split": "validation", "loss": loss, "learning_rate": None, "tokens": 0}])
     showcase = [{"question": question, "answer": answer} for question, answer in zip(SHOWCASE_QUESTIONS, shown, strict=True)]
     return save_run(folder, {**config, **describe_environment()}, numbers, scores, losses, showcase)
+
+
+def summarize_options(options: pd.DataFrame) -> dict:
+    """How many multiple-choice questions `score_options` saw, and the share that guessing gets right."""
+    asked = int(options["option_asked"].sum())
+    return {"option_questions": asked, **({"option_chance": float(options["option_chance"].sum() / asked)} if asked else {})}
 
 
 def merge_check_size(profile: Profile) -> tuple[int, int]:

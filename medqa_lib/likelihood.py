@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import islice
 
+import numpy as np
+import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -32,30 +34,28 @@ def answer_loss(model, examples: Sequence[dict]) -> float:
     return math.fsum(losses) / sum(tokens)
 
 
-def option_accuracy(model, tokenizer, questions: Sequence[str], choices: Sequence[str]) -> dict[str, float]:
-    """How often the right option of a multiple-choice question is the likeliest answer: knowledge, not wording.
+def score_options(model, tokenizer, questions: Sequence[str], choices: Sequence[str]) -> pd.DataFrame:
+    """Whether the right option of a multiple-choice question is the likeliest answer: knowledge, not wording.
 
     An option's score is the log-likelihood of its text after the prompt, without EOS, divided by its number of
     characters, so that an option is not punished for its length (`acc_norm` of the lm-evaluation-harness).
 
     Args:
         questions: N questions.
-        choices: N strings, each "" (no options: left out) or JSON such as `{"options": ["Iron", "Zinc"], "correct": 0}`.
+        choices: N strings, each "" (no options) or JSON such as `{"options": ["Iron", "Zinc"], "correct": 0}`.
     Returns:
-        `option_accuracy`, `option_chance` (what guessing gives) and `option_questions`; the last alone if it is 0.
+        N rows: `option_asked` (1 or 0), `option_right` (1 or 0) and `option_chance` (what guessing gives), all 0 without options.
     """
-    asked = [(question, json.loads(choice)) for question, choice in zip(questions, choices, strict=True) if choice]
-    if not asked:
-        return {"option_questions": 0}
-    options = [(question, option) for question, choice in asked for option in choice["options"]]
+    asked = [(row, question, json.loads(choice)) for row, (question, choice) in enumerate(zip(questions, choices, strict=True)) if choice]
+    options = [(question, option) for _, question, choice in asked for option in choice["options"]]
     limit = model.config.max_position_embeddings
     losses, _ = sum_answer_losses(model, [encode_example(tokenizer, *pair, limit, policy="no_eos", truncation="drop") for pair in options])
-    per_character = [loss / len(option) for loss, (_, option) in zip(losses, options, strict=True)]
-    sizes = [len(choice["options"]) for _, choice in asked]
-    groups = [per_character[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
-    right = [group.index(min(group)) == choice["correct"] for group, (_, choice) in zip(groups, asked, strict=True)]
-    return {"option_accuracy": sum(right) / len(asked), "option_chance": sum(1 / size for size in sizes) / len(asked),
-            "option_questions": len(asked)}
+    per_character = iter([loss / len(option) for loss, (_, option) in zip(losses, options, strict=True)])
+    table = np.zeros((len(questions), 3))
+    for row, _, choice in asked:
+        scores = list(islice(per_character, len(choice["options"])))
+        table[row] = 1, scores.index(min(scores)) == choice["correct"], 1 / len(scores)
+    return pd.DataFrame(table, columns=["option_asked", "option_right", "option_chance"])
 
 
 def sum_answer_losses(model, examples: Sequence[dict]) -> tuple[list[float], list[int]]:

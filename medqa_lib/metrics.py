@@ -34,6 +34,7 @@ METRICS = {
     "bleu": ("BLEU (0-100)", 1),
     "token_f1": ("Token F1", 1),
     "bertscore_f1": ("BERTScore F1", 1),
+    "option_accuracy": ("Multiple choice (share right)", 1),
     "stopped": ("Stops by itself (share)", 1),
     "repeated_4gram_share": ("Repeated 4-grams (share)", -1),
     "question_copy_share": ("Copied from question (share)", -1),
@@ -43,7 +44,7 @@ METRICS = {
     "smog": ("SMOG (grade)", 0),
 }
 # Metric -> the columns that are summed over examples before it is computed; any other is the mean of its own column.
-CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "length_ratio": ("words", "reference_words")}
+CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "length_ratio": ("words", "reference_words"), "option_accuracy": ("option_right", "option_asked")}
 
 
 def score_answers(predictions: Sequence[str], references: Sequence[str], questions: Sequence[str] | None = None,
@@ -97,7 +98,7 @@ def evaluate_sums(metric: str, sums: np.ndarray, examples: np.ndarray | int) -> 
     """(...) values of a metric from (..., K) sums of its columns over (...) numbers of examples."""
     if metric == "bleu":
         return bleu_from_statistics(sums)
-    if metric == "length_ratio":  # of the sums: a mean of ratios is that of the few answers to references of a word or two
+    if metric in CORPUS_METRICS:  # a mean of length ratios would be that of the few answers to references of a word or two
         return sums[..., 0] / np.maximum(sums[..., 1], 1)
     return sums[..., 0] / examples
 

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medqa_lib import likelihood
+from medqa_lib.evaluation import summarize_options
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def encode_letters(tokenizer, question, answer, max_length, policy, truncation):
     return {"input_ids": [*prompt, *option, 2], "labels": [-100] * len(prompt) + option + [-100]}
 
 
-def test_option_accuracy_picks_likeliest_per_character(model, monkeypatch):
+def test_score_options_picks_likeliest_per_character(model, monkeypatch):
     monkeypatch.setattr(likelihood, "encode_example", encode_letters)
     question, options = "which one", ["iron", "zinc and copper", "b", "vitamin"]
     per_character = []
@@ -91,9 +92,14 @@ def test_option_accuracy_picks_likeliest_per_character(model, monkeypatch):
     best = per_character.index(min(per_character))
     right, wrong = (json.dumps({"options": options, "correct": correct}) for correct in (best, (best + 1) % 4))
     pair = json.dumps({"options": [options[best], max(options, key=lambda option: per_character[options.index(option)])], "correct": 0})
-    found = likelihood.option_accuracy(model, None, [question, "", question, question], [right, "", wrong, pair])
-    assert found == pytest.approx({"option_accuracy": 2 / 3, "option_chance": (1 / 4 + 1 / 4 + 1 / 2) / 3, "option_questions": 3})
+    found = likelihood.score_options(model, None, [question, "", question, question], [right, "", wrong, pair])
+    assert found["option_right"].tolist() == [1, 0, 0, 1]
+    assert found["option_asked"].tolist() == [1, 0, 1, 1]
+    assert found["option_chance"].tolist() == [1 / 4, 0, 1 / 4, 1 / 2]
+    assert summarize_options(found) == {"option_questions": 3, "option_chance": pytest.approx(1 / 3)}
 
 
-def test_option_accuracy_without_choices_says_zero_questions(model):
-    assert likelihood.option_accuracy(model, None, ["a", "b"], ["", ""]) == {"option_questions": 0}
+def test_score_options_without_choices_asks_nothing(model):
+    found = likelihood.score_options(model, None, ["a", "b"], ["", ""])
+    assert (found == 0).all(axis=None) and len(found) == 2
+    assert summarize_options(found) == {"option_questions": 0}

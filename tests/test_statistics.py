@@ -189,6 +189,13 @@ def test_compare_runs_length_ratio_is_that_of_the_sums():
     assert row["ci_low"] < 1 < row["ci_high"]
 
 
+def test_compare_runs_multiple_choice_is_the_share_of_those_asked():
+    base = make_frame({"option_right": np.zeros(60)}).assign(option_asked=[1, 0, 0] * 20)
+    tuned = base.assign(option_right=[1, 0, 0] * 10 + [0] * 30)
+    row = statistics.compare_runs(base, tuned).set_index("metric").loc["option_accuracy"]
+    assert (row["base"], row["tuned"], row["verdict"]) == (0, 0.5, "better")
+
+
 def test_compare_runs_single_group_shows_no_difference():
     base = make_frame({"rouge1": np.zeros(5)}, np.zeros(5, int))
     row = statistics.compare_runs(base, base.assign(rouge1=1.0)).iloc[0]
