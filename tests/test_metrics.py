@@ -140,7 +140,7 @@ def test_summarize_scores_ignores_what_is_no_metric(scores):
     told = scores.assign(question_id="ab", group="g", source="medquad", tokens=10)
     summary = metrics.summarize_scores(told)
     assert summary == metrics.corpus_metrics(PREDICTIONS, REFERENCES, questions=REFERENCES, stopped=[True] * 200)
-    assert set(summary) == {*metrics.METRICS, "n"} - {"bertscore_f1"}
+    assert set(summary) == {*metrics.METRICS, "n"} - {"bertscore_f1", "option_accuracy"}
     assert (summary["stopped"], summary["n"]) == (1.0, 200)
     words, reference_words = ([len(text.split()) for text in texts] for texts in (PREDICTIONS, REFERENCES))
     assert summary["words"] == pytest.approx(np.mean(words))
