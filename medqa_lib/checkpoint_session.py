@@ -265,11 +265,16 @@ class CheckpointSession(TrainerCallback):
     def _copy_to_lasting(self, checkpoint: Path) -> None:
         try:
             copy_checkpoint(checkpoint, self.lasting_dir)
-            self.missing = None
-            prune_checkpoints(self.lasting_dir, self.keep)
         except OSError as error:
             self.missing = checkpoint.name
             print(f"WARNING: {checkpoint.name} is not on {self.lasting_dir} ({error}). Training goes on; the next save tries again.")
+            return
+        self.missing = None
+        try:
+            prune_checkpoints(self.lasting_dir, self.keep)
+        except OSError as error:
+            print(f"WARNING: older checkpoints on {self.lasting_dir} cannot be deleted ({error}). {checkpoint.name} is there; "
+                  "the next save tries again.")
 
     def _on_sigterm(self, signum, frame) -> None:
         if not self.training:

@@ -264,6 +264,19 @@ def test_session_goes_on_without_drive_and_catches_up_when_it_is_back(tmp_path, 
     assert "NOT SAFE YET" not in capsys.readouterr().out
 
 
+def test_session_tells_a_pruning_that_fails_from_a_copy_that_is_missing(tmp_path, capsys, monkeypatch):
+    def prune(folder, keep):
+        if folder.name == "drive":
+            raise OSError(errno.EIO, "I/O error")
+
+    monkeypatch.setattr(checkpoint_session, "prune_checkpoints", prune)
+    with CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY) as session:
+        save(session, 2)
+    out = capsys.readouterr().out
+    assert "older checkpoints" in out and "checkpoint-2 is there" in out
+    assert "is not on" not in out and "NOT SAFE YET" not in out
+
+
 def test_session_says_at_the_end_what_drive_lacks(tmp_path, capsys):
     with CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY) as session:
         (tmp_path / "drive").rename(tmp_path / "away")
