@@ -238,7 +238,11 @@ class CheckpointSession(TrainerCallback):
         self.training = True
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
+        """The last checkpoint is saved: from here on SIGTERM stops at once, and so does one that came after that save."""
         self.training = False
+        if self.stop_asked:
+            print("Stopped by SIGTERM after the last step was saved; start again: only the evaluation is left to do.")
+            raise SystemExit(128 + signal.SIGTERM)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.stop_asked:
@@ -279,4 +283,4 @@ class CheckpointSession(TrainerCallback):
     def _on_sigterm(self, signum, frame) -> None:
         if not self.training:
             raise SystemExit(128 + signum)
-        self.stop_asked = True  # on_step_end saves and on_save stops
+        self.stop_asked = True  # on_step_end saves and on_save stops; after the last save on_train_end does

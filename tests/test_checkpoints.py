@@ -413,6 +413,16 @@ def test_sigterm_while_training_saves_and_stops(tmp_path, capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_sigterm_after_the_last_save_stops_at_the_end_of_training(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop, CheckpointSession(tmp_path, tmp_path, IDENTITY) as session:
+        session.on_train_begin(None, None, None)
+        save(session, 8)
+        os.kill(os.getpid(), signal.SIGTERM)
+        session.on_train_end(None, None, None)
+    assert stop.value.code == 143 and verify(tmp_path / "checkpoint-8") == []
+    assert "only the evaluation is left" in capsys.readouterr().out
+
+
 def test_session_of_another_rank_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY) as session:
