@@ -187,6 +187,16 @@ def plan_upload(folder: Path) -> pd.DataFrame:
     return pd.DataFrame({"file": [file.name for file in files], "kB": [round(file.stat().st_size / 1000, 1) for file in files]})
 
 
+def _read_parity(path: Path) -> pd.DataFrame:
+    try:
+        parity = pd.read_csv(path)
+    except pd.errors.EmptyDataError:
+        parity = pd.DataFrame()
+    if parity.empty or "passed" not in parity:
+        raise ValueError(f"{path} holds no comparison, so nothing was uploaded: write it with export.check_parity and save_local.")
+    return parity
+
+
 def push(folder: Path, repository: str, private: bool = True) -> str:
     """Show what will be uploaded, then upload it. Returns the repository's address.
 
@@ -201,8 +211,8 @@ def push(folder: Path, repository: str, private: bool = True) -> str:
     missing = {CONFIG, WEIGHTS, PARITY, "README.md"} - set(plan["file"])
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(sorted(missing))}; write it with save_local. Nothing was uploaded.")
-    parity = pd.read_csv(folder / PARITY)
-    if not parity["passed"].all():
+    parity = _read_parity(folder / PARITY)
+    if not parity["passed"].eq(True).all():  # a missing value is no pass
         raise ValueError(f"The parity gate has not passed, so nothing was uploaded:\n{parity.to_string(index=False)}")
     token = get_token()
     if not token:

@@ -225,6 +225,17 @@ def test_push_stops_when_parity_has_not_passed(published, monkeypatch):
     assert calls == {}
 
 
+@pytest.mark.parametrize(("table", "text"), [("", "holds no comparison"), ("path,passed\n", "holds no comparison"),
+                                             ("path,n\nmerged,10\n", "holds no comparison"), ("path,passed\nmerged,\n", "has not passed"),
+                                             ("path,passed\nmerged,True\ndemo,\n", "has not passed")])
+def test_push_stops_when_parity_says_nothing(published, monkeypatch, table, text):
+    calls = _fake_api(monkeypatch)
+    (published / hub.PARITY).write_text(table)
+    with pytest.raises(ValueError, match=text):
+        hub.push(published, "someone/medqa")
+    assert calls == {}
+
+
 def test_push_never_shows_the_token(published, monkeypatch, capsys):
     _fake_api(monkeypatch, failure=RuntimeError(f"403 for Authorization: Bearer {TOKEN}"))
     with pytest.raises(RuntimeError, match="did not take someone/medqa.*403") as caught:
