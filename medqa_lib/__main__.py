@@ -20,12 +20,13 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
+from medqa_lib import colab
 from medqa_lib.config import Profile, current_profile, home_dir
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 CPU_LIST = ("00", "01", "02", "03", "04", "11", "12", "13", "14", "20")  # what a laptop runs in some ten minutes
 BAR = "{n_fmt}/{total_fmt} cells |{bar:25}| {elapsed}{postfix}"
-PATH_VARIABLES = ("MEDQA_HOME", "MEDQA_DATA_DIR", "MEDQA_FIGURES")
+PATH_VARIABLES = ("MEDQA_HOME", "MEDQA_SCRATCH", "MEDQA_DATA_DIR", "MEDQA_FIGURES")
 
 
 class NotebookFailed(Exception):
@@ -107,13 +108,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def prepare_environment() -> Profile:
-    """Fix the profile for every kernel, and make the folders absolute: a kernel starts in notebooks/.
+    """Fix the profile for every kernel, and make the folders absolute: a kernel starts in notebooks/. In Colab they lie on Drive.
 
     Raises:
         ValueError: MEDQA_PROFILE names no profile.
     """
     profile = current_profile()
     os.environ["MEDQA_PROFILE"] = profile.name
+    if colab.in_colab():
+        colab.mount_drive()  # now, since the notebooks' own calls leave the home alone that is set below
     os.environ["MEDQA_HOME"] = str(home_dir())
     for name in PATH_VARIABLES:
         if os.environ.get(name):

@@ -62,7 +62,7 @@ def mount_drive() -> Path:
             os.environ["MEDQA_HOME"] = str(DRIVE / "MyDrive" / "medqa")
             os.environ.setdefault("MEDQA_SCRATCH", str(SCRATCH))  # the Trainer saves here; checkpoints are then copied to Drive
         else:
-            print("Results stay on this runtime and are lost with it. Run this cell again and allow access to Drive to keep them.")
+            print("Results stay on this runtime and are lost with it. To keep them, run this in a notebook and allow access to Drive.")
     return project_dir()
 
 

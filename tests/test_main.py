@@ -108,6 +108,26 @@ def test_prepare_environment_makes_a_model_folder_absolute_and_leaves_names_alon
         assert headless.prepare_environment().model == expected
 
 
+@pytest.mark.parametrize("mounted", [True, False])
+def test_prepare_environment_in_colab_goes_to_drive_or_says_that_results_are_lost(mounted, make_notebook, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab-external_test")
+    monkeypatch.setattr(headless.colab, "DRIVE", tmp_path / "drive")
+    monkeypatch.setattr(headless.colab, "project_dir", lambda: None)  # makes the folder, here that of the checkout
+    monkeypatch.delenv("MEDQA_HOME")
+    monkeypatch.delenv("MEDQA_SCRATCH")
+    if mounted:
+        (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
+    headless.prepare_environment()
+    on_drive = os.environ["MEDQA_HOME"] == str(tmp_path / "drive" / "MyDrive" / "medqa")
+    assert on_drive == mounted == (os.environ.get("MEDQA_SCRATCH") == str(headless.colab.SCRATCH))
+    assert ("lost" in capsys.readouterr().out) != mounted
+
+
+def test_prepare_environment_outside_colab_makes_no_folder(make_notebook, tmp_path):
+    headless.prepare_environment()
+    assert not (tmp_path / "MEDQA_HOME").exists()
+
+
 def test_main_says_that_an_installed_copy_has_no_notebooks(make_notebook, capsys):
     with pytest.raises(SystemExit):
         headless.main([])
