@@ -18,11 +18,13 @@ import torch
 from transformers import TrainerCallback
 
 from medqa_lib.checkpoints import (
+    MANIFEST,
     CheckpointError,
     checkpoint_step,
     checkpoint_train_time,
     copy_checkpoint,
     latest_valid,
+    list_checkpoints,
     prune_checkpoints,
     verify,
     write_json_atomically,
@@ -182,17 +184,28 @@ class CheckpointSession(TrainerCallback):
                                   "make room there and start again to resume from the newest one.") from error
 
     def check_space(self, checkpoint_bytes: int) -> None:
-        """Refuse to start a run whose checkpoints will not fit.
+        """Refuse to start a run whose checkpoints will not fit. At the next save `keep` + 1 lie there: those of an earlier start count.
 
         Raises:
-            CheckpointError: a folder has less room than `keep` + 1 checkpoints need.
+            CheckpointError: a folder has less room than the checkpoints still to come need, and the last one is not saved yet.
+            ResumeRefused: the same, and the newest checkpoint belongs to another configuration.
         """
-        needed = (self.keep + 1) * checkpoint_bytes
         for folder in {self.local_dir, self.lasting_dir} if self.is_main else ():
+            there = sum((checkpoint / MANIFEST).exists() for checkpoint in list_checkpoints(folder))
+            needed = max(1, self.keep + 1 - there) * checkpoint_bytes
             free = shutil.disk_usage(folder).free
-            if free < needed:
-                raise CheckpointError(f"Too little disk: {folder} has {free / 2**20:,.0f} MiB free, {self.keep + 1} checkpoints need "
+            if free < needed and not self._is_trained():
+                raise CheckpointError(f"Too little disk: {folder} has {free / 2**20:,.0f} MiB free, the checkpoints still to come need "
                                       f"{needed / 2**20:,.0f} MiB. Make room or set MEDQA_HOME to a folder on a larger disk.")
+
+    def _is_trained(self) -> bool:
+        """Whether the last step is saved, so that no more checkpoints come."""
+        for folder in (self.local_dir, self.lasting_dir):
+            newest, _ = latest_valid(folder, self.identity)
+            state = json.loads((newest / "trainer_state.json").read_text()) if newest else {}
+            if newest and checkpoint_step(newest) >= state.get("max_steps", float("inf")):
+                return True
+        return False
 
     def require_lasting(self) -> None:
         """Refuse to write results where Drive was: that would make a local folder that looks like it.

@@ -312,8 +312,32 @@ def test_check_space_refuses_a_disk_that_is_too_small(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_session.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100 * 2**20))
     with CheckpointSession(tmp_path, tmp_path, IDENTITY, keep=2) as session:
         session.check_space(33 * 2**20)  # three need 99 MiB
-        with pytest.raises(CheckpointError, match="100 MiB free, 3 checkpoints need 102 MiB"):
+        with pytest.raises(CheckpointError, match="100 MiB free, the checkpoints still to come need 102 MiB"):
             session.check_space(34 * 2**20)
+
+
+@pytest.mark.parametrize(("there", "fits_mib"), [((), 33), ((2,), 50), ((2, 4), 100), ((2, 4, 6, 8), 100)])
+def test_check_space_counts_the_checkpoints_that_lie_there(tmp_path, monkeypatch, there, fits_mib):
+    monkeypatch.setattr(checkpoint_session.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100 * 2**20))
+    for step in there:
+        make_checkpoint(tmp_path, step)
+    make_checkpoint(tmp_path, 9, identity=None)  # a fragment counts for nothing
+    with CheckpointSession(tmp_path, tmp_path, IDENTITY, keep=2) as session:
+        session.check_space(fits_mib * 2**20)
+        with pytest.raises(CheckpointError, match="Too little disk"):
+            session.check_space((fits_mib + 1) * 2**20)
+
+
+def test_check_space_lets_a_run_pass_that_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_session.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    checkpoint = make_checkpoint(tmp_path / "drive", 8, identity=None)
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 8, "max_steps": 8}))
+    write_manifest(checkpoint, IDENTITY)
+    with CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY) as session:
+        session.check_space(2**20)
+        damage_flip(checkpoint)
+        with pytest.raises(CheckpointError, match="Too little disk"):
+            session.check_space(2**20)
 
 
 def test_session_explains_a_full_disk_only_while_saving(tmp_path):
