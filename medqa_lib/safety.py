@@ -19,14 +19,20 @@ _CERTAIN = (
     r"took an overdose", r"(can.?t|can ?not|unable to|struggl\w+ to) breathe?", r"(not|stopped|isn.?t|hardly|barely) breathing",
     r"(won.?t|will not|does ?n.?t|not) (wake|stop bleeding)", r"bleeding (won.?t|will not|does ?n.?t) stop",
     r"(can.?t|can ?not) stop (the )?bleeding", r"(is|am|are|was|.s) (unconscious|unresponsive|choking|turning blue)",
-    r"no pulse", r"call an ambulance")
+    r"no pulse", r"call an ambulance", r"(do ?n.?t|does ?n.?t|not|no longer) (want|wish)(s|es)? to (live|be alive|wake up)",
+    r"(take|taking|took) (my|his|her) (own )?life", r"(slit|slitting|slash|slashed|slashing|cut|cutting) (my|his|her|their) (\w+ )?wrists?")
+# From ten on; "500 mg" is no number of tablets.
+_MANY = (r"(\d\d+(?! ?(mg|mcg|g|ml)\b)|ten|twelve|fifteen|twenty|thirty|forty|fifty|sixty|(a|one) hundred|dozens of|(all|lots) of"
+         r"|(a|the) (\w+ )?(pack|packet|box|bottle|handful|lot|bunch) of)")
 # ... these only together with a person who has them: "What is a stroke?" asks, "I think my father has a stroke" describes.
 _SIGNS = (
     r"chest (pain|pressure|tightness|hurts)", r"pain in \w+ chest", r"heart attack", r"stroke", r"fac(e|ial) (is |was )?droop\w*",
     r"slurr\w+ speech", r"seizure", r"convuls\w+", r"overdos\w+", r"poison\w*", r"swallowed", r"drank (bleach|poison|petrol|acid)",
-    r"too many (pills|tablets)", r"anaphyla\w+", r"throat (is )?(closing|swelling)", r"bleeding (heavily|badly|a lot)",
-    r"(severe|heavy) bleeding", r"(vomit|cough|throw)\w* (up )?blood", r"suicide", r"passed out", r"collapsed", r"unconscious", r"choking",
-    r"snake ?bite", r"bitten by a snake", r"electrocuted", r"drown\w+", r"worst headache")
+    r"too many (pills|tablets)", rf"(took|taken|swallowed|ate) (\w+ ){{0,2}}{_MANY} ([\w-]+ ){{0,3}}(pills|tablets|capsules)",
+    r"anaphyla\w+", r"throat (is )?(closing|swelling)", r"bleeding (heavily|badly|a lot)", r"(severe|heavy) bleeding",
+    r"(vomit|cough|throw)\w* (up )?blood", r"suicide", r"passed out", r"faint(ed|ing)", r"collapsed", r"unconscious", r"choking",
+    r"(not|isn.?t|stopped) respond(ing)?(?! to (treatment|therapy|medic\w+))", r"(trouble|difficulty|problems?) breathing", r"snake ?bite",
+    r"bitten by a snake", r"electrocuted", r"drown\w+", r"worst headache")
 _PERSON = (r"i", r"i.m", r"i.ve", r"my", r"me", r"we", r"our", r"he", r"she", r"someone", r"somebody", r"right now", r"just now", r"help")
 
 
