@@ -23,7 +23,8 @@ def memory_mb(pid: int) -> float:
 def test_fifty_clients_get_their_own_answer_or_a_clear_busy(demo_server):
     questions = [f"What is disease number {i}?" for i in range(CLIENTS)]
     names = ["exp_003" if i % 2 else "exp_004" for i in range(CLIENTS)]
-    clients = [Client(demo_server.address, verbose=False) for _ in range(CLIENTS)]
+    patience = {"timeout": 120}  # seconds; httpx gives up after 5, which fifty clients on a busy machine need
+    clients = [Client(demo_server.address, verbose=False, httpx_kwargs=patience) for _ in range(CLIENTS)]
     clients[0].predict("Warm up", "exp_004", TOKENS, api_name="/ask")
     before, peak = memory_mb(demo_server.pid), []
 
