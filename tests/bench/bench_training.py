@@ -9,7 +9,7 @@ is written after every job, and a table is printed last.
     --jobs fast,nf4    only these
     --limit 360        end after so many seconds, with what is measured by then
     --small            SmolLM2-135M's size instead of TinyLlama's
-    --cpu              only check that the script runs: a tiny model, Triton's interpreter
+    --cpu              only check that the script runs: a tiny model, Triton's interpreter; writes training_check.json
     --draw FILE        draw the figures of a results file into assets/figures and measure nothing
 """
 
@@ -118,7 +118,7 @@ def finish_child(name: str, child: subprocess.Popen, limit_s: int) -> list[dict]
 
 def write(results: list[dict], jobs: list[str], options) -> Path:
     machine = results[0] if results else {}
-    gpu = re.sub(r"\W+", "_", machine.get("gpu", "failed").lower())
+    gpu = "check" if options.cpu else re.sub(r"\W+", "_", machine.get("gpu", "failed").lower())  # bench_cpu.py writes training_cpu.json
     path = OUT / f"training_{gpu}{'_small' if options.small else ''}.json"
     path.write_text(json.dumps(results + summarize(results), indent=1))
     logs = {name: (WORK / f"{name}.log").read_text()[-20_000:] for name in ("prepare", *jobs) if (WORK / f"{name}.log").exists()}
