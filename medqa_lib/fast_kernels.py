@@ -1,6 +1,6 @@
 """Triton kernels of the fast training path, and the functions that launch them.
 
-Shapes: T tokens of all documents laid end to end, W the width of a linear layer's input, K answer tokens, V the vocabulary.
+Shapes: T tokens of all documents laid end to end, W the width of a linear layer's input, V the vocabulary.
 Arithmetic is float32 inside a kernel; results are rounded where LlamaRMSNorm, LlamaMLP and PEFT round theirs.
 
 A "group" is the linear layers that read the same input (q, k, v; o; gate, up; down), with at most three LoRA adapters. Its input
