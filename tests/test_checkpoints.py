@@ -360,22 +360,27 @@ def test_session_without_a_writable_folder_says_what_to_do(tmp_path):
 def _hold_lock(folder, ready):
     RunLock(folder, folder).acquire()
     ready.set()
-    time.sleep(60)
+    time.sleep(600)
 
 
-def test_lock_refuses_a_second_process_and_is_free_once_the_first_is_killed(tmp_path):
+def test_lock_refuses_a_second_process_and_is_free_once_the_first_is_killed(tmp_path, monkeypatch):
     context = multiprocessing.get_context("fork")
     ready = context.Event()
-    holder = context.Process(target=_hold_lock, args=(tmp_path, ready))
+    holder = context.Process(target=_hold_lock, args=(tmp_path, ready), daemon=True)
     holder.start()
-    assert ready.wait(10)
-    with pytest.raises(RunBusy, match=f'"pid": {holder.pid}'):
-        RunLock(tmp_path, tmp_path).acquire()
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.join()
-    lock = RunLock(tmp_path, tmp_path)
-    lock.acquire()
-    lock.release()
+    try:
+        assert ready.wait(120)
+        monkeypatch.setattr(checkpoint_session, "DYING_S", 0.3)
+        with pytest.raises(RunBusy, match=f'"pid": {holder.pid}'):
+            RunLock(tmp_path, tmp_path).acquire()
+        monkeypatch.setattr(checkpoint_session, "DYING_S", 120)
+        threading.Timer(0.5, holder.kill).start()  # a process that is dying holds its lock for a while
+        lock = RunLock(tmp_path, tmp_path)
+        lock.acquire()
+        lock.release()
+    finally:
+        holder.kill()
+        holder.join()
 
 
 def test_file_system_without_locks_is_not_taken_for_a_busy_run(tmp_path, monkeypatch):

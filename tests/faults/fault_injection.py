@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import torch
@@ -126,6 +127,16 @@ def rename_at_steps(moves):
     """moves: step -> (from, to)."""
     for step, (source, target) in moves.items():
         at_step(step, lambda source=source, target=target: os.rename(source, target))
+
+
+def wait_at_step_1(path):
+    """Go on when `path` exists; after half an hour in any case, so that no test leaves a process behind."""
+    def wait():
+        end = time.monotonic() + 1800
+        while not path.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+
+    at_step(1, wait)
 
 
 def run_out_of_memory():

@@ -211,10 +211,14 @@ def resume_and_compare_sigterm(run, uninterrupted):
 
 
 def test_second_process_on_one_run_folder_is_refused(tmp_path, uninterrupted):
-    first = Training(tmp_path / "home")
-    first.wait_for("Trainable:")
-    second = Training(tmp_path / "home")
-    assert second.wait() == 1
+    go_on = tmp_path / "go on"
+    first = Training(tmp_path / "home", fault=functools.partial(fault_injection.wait_at_step_1, go_on))
+    try:
+        first.wait_for("Trainable:")
+        second = Training(tmp_path / "home")
+        assert second.wait() == 1
+    finally:
+        go_on.touch()  # not before: a second process that tries for a while would find the lock free
     assert "RunBusy: Another process works on" in second.output and str(first.process.pid) in second.output
     assert first.wait() == 0, first.output[-3000:]
     assert_same_end(first, uninterrupted)
