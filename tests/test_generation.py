@@ -267,7 +267,7 @@ def test_generate_records_splits_questions_between_processes(model, tokenizer, t
     program.write_text(CHILD + "import os\npath.with_name(os.environ['RANK']).write_text(json.dumps(answers))\n")
     # What `accelerate launch` runs for several GPUs; with --cpu it starts one process only
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program), str(path)]
-    done = subprocess.run(command, cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(command, cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [json.loads((tmp_path / rank).read_text()) for rank in "01"] == [expected, expected]
     assert [len(records_of(tmp_path / name)) for name in ("answers.jsonl", "answers.part1.jsonl")] == [12, 12]

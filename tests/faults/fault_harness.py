@@ -41,7 +41,7 @@ class Training:
     def output(self):
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def wait(self, timeout_s=120):
+    def wait(self, timeout_s=600):
         """Exit code; -9 after SIGKILL."""
         self.process.join(timeout_s)
         if self.process.exitcode is None:
@@ -49,7 +49,7 @@ class Training:
             raise AssertionError(f"still running after {timeout_s} s:\n{self.output[-3000:]}")
         return self.process.exitcode
 
-    def wait_for(self, text, timeout_s=60):
+    def wait_for(self, text, timeout_s=600):
         """Return when the process has printed `text`; False if it ended without."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:

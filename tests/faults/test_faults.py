@@ -246,7 +246,7 @@ def launch(home, processes=2):
     several = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
     command = [sys.executable, *(several if processes > 1 else []), "-m", "medqa_lib.training", EXPERIMENT]
     variables = {**os.environ, "MEDQA_PROFILE": "smoke", "MEDQA_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
 
 
 def test_two_processes_equal_one_save_once_and_resume_from_one(tmp_path):
@@ -301,7 +301,7 @@ def load_from_a_dead_hub(tmp_path, model):
     code = "from medqa_lib.model import load_base_model, load_tokenizer; load_tokenizer(); load_base_model(); print('loaded')"
     variables = {"MEDQA_PROFILE": "gpu", "MEDQA_MODEL": model, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"),
                  "HF_TOKEN": CANARY, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, timeout=600)
 
 
 def test_hub_that_is_gone_before_the_download_is_explained(tmp_path):
