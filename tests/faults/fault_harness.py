@@ -1,5 +1,6 @@
 """Starts training in processes that may be killed. A fork server imports torch and transformers once, so a run takes seconds."""
 
+import contextlib
 import dataclasses
 import hashlib
 import multiprocessing
@@ -61,8 +62,10 @@ class Training:
         raise AssertionError(f"{text!r} did not come within {timeout_s} s:\n{self.output[-3000:]}")
 
     def kill(self, signal_number=signal.SIGKILL):
-        if self.process.is_alive():
-            os.kill(self.process.pid, signal_number)
+        """Send the signal, unless the process has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.process.is_alive():
+                os.kill(self.process.pid, signal_number)
 
     @property
     def adapter_hash(self):
