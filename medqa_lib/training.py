@@ -10,6 +10,7 @@ import gc
 import math
 import os
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 
 from medqa_lib import audit, planning, weights
 from medqa_lib.checkpoint_session import CheckpointSession
-from medqa_lib.checkpoints import checkpoint_folders
+from medqa_lib.checkpoints import checkpoint_folders, checkpoint_step, list_checkpoints
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
 from medqa_lib.data import prepare_splits
 from medqa_lib.evaluation import choose_test_questions, encode_validation, evaluate_run, result_identity, run_base
@@ -90,7 +91,7 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     if experiment.labels == "padding_supervised" and plan.path != "padded":
         train = pad_supervised(train, experiment.max_length_tokens, tokenizer.eos_token_id)
     session.check_space(12 * trainable_share(model)[0] + 5 * 2**20)  # float32 weights and two AdamW moments
-    describe_run(experiment, profile, model, plan, train, plan.collator(collator), counts, report, splits)
+    describe_run(experiment, profile, model, plan, train, plan.collator(collator), counts, report, splits, session)
     trainer = fit(model, experiment, train, validation, collator, session, plan)
     train_time_s = session.train_time_s
     session.require_lasting()
@@ -110,7 +111,8 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     return losses, numbers
 
 
-def describe_run(experiment: Experiment, profile: Profile, model, plan, train, collator, counts: dict, report: dict, splits) -> None:
+def describe_run(experiment: Experiment, profile: Profile, model, plan, train, collator, counts: dict, report: dict, splits,
+                 session: CheckpointSession) -> None:
     """Say before the start what will happen, how long it will take and how much memory."""
     if int(os.environ.get("RANK", "0")):
         return
@@ -118,7 +120,10 @@ def describe_run(experiment: Experiment, profile: Profile, model, plan, train, c
     n = len(choose_test_questions(splits["test"], profile))
     try:
         step_s, memory_gib = measure_step(model, [train[row] for row in range(plan.micro_batch)], collator, plan)
-        estimate = f"Training will take about {experiment.max_steps * step_s / 60:.1f} minutes and {memory_gib:.1f} GiB"
+        left, rest = steps_left(experiment, session), ""
+        if left < experiment.max_steps:
+            rest = f" for the {left} steps that are left"
+        estimate = f"Training will take about {left * step_s / 60:.1f} minutes{rest} and {memory_gib:.1f} GiB"
     except torch.OutOfMemoryError:
         estimate = f"{plan.micro_batch} rows at a time do not fit into memory, so fewer will be taken"
     cut = ", ".join(f"{name} {number:,}" for name, number in counts.items())
@@ -127,6 +132,12 @@ def describe_run(experiment: Experiment, profile: Profile, model, plan, train, c
     print(f"Labels: {report['verdict']}")
     print(f"Trainable: {trainable:,} parameters, {share:.3%}. Plan: {plan.why}")
     print(f"{estimate}; then {n} test questions are answered, which gives a share near one half to within {0.98 / math.sqrt(n):.3f} (95%).")
+
+
+def steps_left(experiment: Experiment, session: CheckpointSession) -> int:
+    """Steps after the newest checkpoint. Whether that one is whole is not looked at: a guess of the time needs no more."""
+    checkpoints = [checkpoint for folder in (session.local_dir, session.lasting_dir) for checkpoint in list_checkpoints(folder)]
+    return max(0, experiment.max_steps - max(map(checkpoint_step, checkpoints), default=0))
 
 
 def measure_step(model, examples: list[dict], collator, plan) -> tuple[float, float]:
@@ -144,7 +155,8 @@ def measure_step(model, examples: list[dict], collator, plan) -> tuple[float, fl
             if on_gpu:
                 torch.cuda.synchronize()
             pass_s = time.perf_counter() - start
-    peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return pass_s * plan.accumulation, peak_bytes / 2**30
 
 
