@@ -1,4 +1,4 @@
-"""The Colab edge: secrets and Drive. Outside Colab each function does nothing but say where things come from and go to.
+"""The Colab edge: secrets and Drive. Outside Colab `hf_login` says where the token comes from, and `mount_drive` is `project_dir`.
 
 Nothing here raises for want of a token or of Drive: a notebook goes on with less, and the note says what is missing.
 """
@@ -24,7 +24,7 @@ def hf_login() -> str:
     """Put the Hugging Face token into HF_TOKEN, where every library looks, and say where it came from; never print or store it.
 
     Returns:
-        "Colab secret", "environment" or "none".
+        "Colab secret", "environment", "saved login" (of `hf auth login`, which the libraries read themselves) or "none".
     """
     token, problem = _read_colab_secret() if in_colab() else ("", "")
     source = "Colab secret" if token else "environment"
@@ -33,6 +33,9 @@ def hf_login() -> str:
         os.environ[TOKEN_NAME] = token
         print(f"Hugging Face token: {source}")
         return source
+    if _has_saved_login():
+        print("Hugging Face token: saved login")
+        return "saved login"
     where = "add the secret HF_TOKEN (key symbol on the left) and grant access" if in_colab() else "set the environment variable HF_TOKEN"
     print(f"Hugging Face token: none{problem}. All but two things work without it: the gated copy of AfriMed-QA (its open mirror is "
           f"read instead) and uploads to the Hub. To have them, {where}.")
@@ -47,6 +50,15 @@ def _read_colab_secret() -> tuple[str, str]:
         return (userdata.get(TOKEN_NAME) or "").strip(), ""
     except Exception as error:  # not found, access not granted, time-out, or no notebook to ask in
         return "", f" ({type(error).__name__} from Colab's secrets)"
+
+
+def _has_saved_login() -> bool:
+    from huggingface_hub import get_token
+
+    try:
+        return bool(get_token())
+    except Exception:  # an expired login that could not be renewed is none
+        return False
 
 
 def mount_drive() -> Path:

@@ -6,6 +6,7 @@ import sys
 import types
 from pathlib import Path
 
+import huggingface_hub.constants
 import lint_notebooks
 import pytest
 
@@ -22,6 +23,7 @@ def outside_colab(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(colab, "DRIVE", tmp_path / "drive")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
 
 
 @pytest.fixture
@@ -96,6 +98,24 @@ def test_hf_login_says_what_is_missing_and_never_raises(error, fake_colab, capfd
 def test_hf_login_counts_a_blank_token_as_none(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "  ")
     assert colab.hf_login() == "none"
+
+
+def test_hf_login_finds_a_saved_login_and_leaves_it_where_it_is(tmp_path, capfd):
+    (tmp_path / "token").write_text(CANARY)
+    assert colab.hf_login() == "saved login"
+    assert "HF_TOKEN" not in os.environ
+    shown = capfd.readouterr()
+    assert "saved login" in shown.out
+    assert "canary" not in shown.out + shown.err
+
+
+def test_hf_login_counts_a_login_that_cannot_be_renewed_as_none(monkeypatch, capfd):
+    def get_token():
+        raise OSError(CANARY)
+
+    monkeypatch.setattr(huggingface_hub, "get_token", get_token)
+    assert colab.hf_login() == "none"
+    assert "canary" not in "".join(capfd.readouterr())
 
 
 def test_mount_drive_moves_home_to_drive_and_mounts_once(fake_colab, tmp_path):
