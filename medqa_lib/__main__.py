@@ -179,6 +179,8 @@ def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
             for kind, text in texts.items():
                 if isinstance(text, str) and not kind.startswith("image/"):
                     texts[kind] = hide_paths(text)
+                elif kind == "traceback":
+                    texts[kind] = [hide_paths(frame) for frame in text]
     partial = path.with_suffix(".partial")
     partial.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
     os.replace(partial, path)

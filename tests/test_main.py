@@ -151,6 +151,16 @@ def test_write_notebook_leaves_pictures_alone(make_notebook, tmp_path):
     assert data["text/plain"] == ["~/x"]
 
 
+def test_main_hides_paths_in_the_traceback_of_a_failed_notebook(make_notebook, tmp_path):
+    module = tmp_path / "checkout" / "broken.py"
+    module.write_text("raise ValueError('the rate is 0')")
+    make_notebook("11_bad", f"import sys\nsys.path.append({str(module.parent)!r})\nimport broken")
+    assert headless.main(["11"]) == 1
+    notebook = nbformat.read(tmp_path / "MEDQA_HOME" / "notebooks" / "11_bad.ipynb", as_version=4)
+    shown = "\n".join(notebook.cells[1].outputs[0].traceback)
+    assert "./broken.py" in shown and str(module.parent) not in shown
+
+
 def test_hide_paths_spares_the_root_folder(make_notebook, monkeypatch):
     monkeypatch.setenv("HOME", "/")
     assert headless.hide_paths("and/or, 1/2") == "and/or, 1/2"
