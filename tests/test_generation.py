@@ -237,16 +237,29 @@ answers = generate_answers(model, tokenizer, MANY, 40, batch_size=2, store=Answe
 """
 
 
+NO_END = """
+from medqa_lib.generation import AnswerStore
+import time
+append = AnswerStore.append
+def append_and_stay(store, *new):
+    append(store, *new)
+    if store.path.read_bytes().count(b"\\n") >= 20:
+        time.sleep(600)
+AnswerStore.append = append_and_stay
+"""  # no child can finish, however late it is killed
+
+
 @pytest.mark.faults
 def test_generation_killed_at_random_moments_and_resumed_writes_the_same_file(model, tokenizer, tmp_path):
     generate_answers(model, tokenizer, MANY, 40, batch_size=2, store=AnswerStore(tmp_path / "whole.jsonl"))
     whole = (tmp_path / "whole.jsonl").read_bytes()
-    moment = random.Random(os.getpid())
+    moment = random.Random(0)
     paths = [tmp_path / f"killed{attempt}.jsonl" for attempt in range(3)]
-    children = [subprocess.Popen([sys.executable, "-c", CHILD, str(path)], cwd=REPO, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    program = [sys.executable, "-c", NO_END + CHILD]
+    children = [subprocess.Popen([*program, str(path)], cwd=REPO, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
                 for path in paths]  # all three import their libraries at once and then wait for a line
     for path, child in zip(paths, children, strict=True):
-        lines, deadline = moment.randrange(1, 13), time.monotonic() + 120
+        lines, deadline = moment.randrange(1, 13), time.monotonic() + 600
         child.stdin.write(b"go\n")
         child.stdin.flush()
         while (not path.exists() or path.read_bytes().count(b"\n") < lines) and child.poll() is None and time.monotonic() < deadline:
