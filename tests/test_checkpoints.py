@@ -226,16 +226,20 @@ def test_resume_from_takes_the_newest_valid_of_both_folders(tmp_path, capsys):
     assert "Skipped" in capsys.readouterr().out
 
 
-def test_train_time_goes_to_the_lasting_folder_and_cannot_be_altered(tmp_path):
+def test_train_time_goes_to_the_lasting_folder_and_cannot_be_altered(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
     manifest = tmp_path / "drive" / "checkpoint-2" / "manifest.json"
     with CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY) as session:
-        session.train_start -= 100
+        clock.now += 100
         save(session, 2)
-    assert 100 <= checkpoint_train_time(manifest.parent) < 110
+    assert checkpoint_train_time(manifest.parent) == 100
+    clock.now = 7.0
     with CheckpointSession(tmp_path / "drive", tmp_path / "drive", IDENTITY) as session:  # on another machine
-        assert session.train_time_s < 10
+        assert session.train_time_s == 0
         session.resume_from()
-        assert 100 <= session.train_time_s < 120
+        clock.now += 5
+        assert session.train_time_s == 105
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "train_time_s": 1.0}))
     assert verify(manifest.parent) == ["manifest.json was altered"]
 
