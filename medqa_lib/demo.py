@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import html
 import importlib.metadata
+import math
 import platform
 import shutil
 import threading
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 
 import torch
 
-from medqa_lib.config import EXPERIMENTS, Profile, current_profile
+from medqa_lib.config import EXPERIMENTS, MODELS, Profile, current_profile
 from medqa_lib.hub import CONFIG, WEIGHTS, find_adapters, load_adapters
 from medqa_lib.model import load_merged, load_tokenizer
 from medqa_lib.prompts import encode_prompt
@@ -97,18 +99,25 @@ class Engine:
 
 
 def answer_question(engine: Engine, question: str, adapter: str | None, max_new_tokens: float) -> Iterator[tuple[str, str, str]]:
-    """What the page shows, step by step: base answer, tuned answer, status line as HTML. Any text and number will do."""
+    """What the page shows, step by step: base answer, tuned answer, status line as HTML. Nothing that is asked raises."""
     question = (question or "").encode("utf-8", "replace").decode()  # a lone surrogate cannot be tokenised
-    problem = check_question(question)
+    problem = check_question(question) or check_length(max_new_tokens)
     if problem:
         yield "", "", show_status(problem)
         return
     alarm = describes_emergency(question)
     yield "", "", show_status("Reading the question …", alarm)
     base = tuned = ""
-    for base, tuned in engine.stream(question, adapter, max(1, min(int(max_new_tokens), MAX_NEW_TOKENS))):
+    for base, tuned in engine.stream(question, adapter, int(max(1, min(max_new_tokens, MAX_NEW_TOKENS)))):
         yield base.rstrip("\ufffd"), tuned.rstrip("\ufffd"), show_status("Answering …", alarm)  # half a character is not shown
     yield base or SILENT, tuned or (SILENT if adapter else ""), show_status("Done.", alarm)
+
+
+def check_length(max_new_tokens: float) -> str:
+    """What is wrong with the longest answer's length, in a sentence for the person who asks; "" if nothing is: too large is cut."""
+    if isinstance(max_new_tokens, Real) and not math.isnan(max_new_tokens):
+        return ""
+    return f"Please give the longest answer as a number of tokens from 1 to {MAX_NEW_TOKENS}."
 
 
 def show_status(text: str, alarm: bool = False) -> str:
@@ -204,18 +213,32 @@ SPACE_PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes",
 def write_space(folder: Path, adapters: dict[str, Path], profile: Profile | None = None) -> Path:
     """A folder that runs as a Hugging Face Space, or in any environment with its requirements: `python app.py`.
 
-    It holds the adapters, a copy of this package, and the versions that are installed here.
+    It holds these adapters and no others, a copy of this package, and the versions that are installed here.
+
+    Raises:
+        ValueError: the base model is a folder of this machine, or the folder's adapters were not put there by an earlier call.
     """
     profile = profile or current_profile()
+    if profile.model not in MODELS and Path(profile.model).expanduser().exists():
+        raise ValueError(f"The base model {profile.model} is a folder of this machine, which a Space does not have: set MEDQA_MODEL to the "
+                         "model's name on the Hub, and write the Space again.")
+    shown, app, first_line = folder / "adapters", folder / "app.py", SPACE_APP.partition("\n")[0]
+    if shown.exists() and not (app.exists() and app.read_text().startswith(first_line)):
+        raise ValueError(f"{shown} is there already and is no Space's: it would be replaced. Choose another folder.")
     package = Path(__file__).parent
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", "sample"), dirs_exist_ok=True)
+    app.write_text(SPACE_APP.format(model=profile.model))
+    new = folder / "adapters.new"
+    shutil.rmtree(new, ignore_errors=True)
     for name, source in adapters.items():
-        (folder / "adapters" / name).mkdir(parents=True, exist_ok=True)
+        (new / name).mkdir(parents=True)
         for file in (CONFIG, WEIGHTS):
-            shutil.copy2(source / file, folder / "adapters" / name / file)  # with its date: the newest is shown first
+            shutil.copy2(source / file, new / name / file)  # with its date: the newest is shown first
+    shutil.rmtree(shown, ignore_errors=True)  # an earlier call's: what it holds would be published
+    if adapters:
+        new.rename(shown)
     versions = {name: importlib.metadata.version(name).partition("+")[0] for name in SPACE_PACKAGES}
     (folder / "requirements.txt").write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
-    (folder / "app.py").write_text(SPACE_APP.format(model=profile.model))
     python = ".".join(platform.python_version_tuple()[:2])
     (folder / "README.md").write_text(SPACE_README.format(gradio=versions["gradio"], python=python, model=profile.model), encoding="utf-8")
     return folder

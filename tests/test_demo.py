@@ -1,5 +1,6 @@
 """The demo's answers are the evaluated model's, users do not mix, any text is survived, and the Space folder is complete."""
 
+import dataclasses
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -105,12 +106,19 @@ def test_answer_question_says_why_it_does_not_answer(engine, question, text):
     assert (base, tuned) == ("", "") and text in status
 
 
-@pytest.mark.parametrize(("tokens", "most"), [(-5, 1), (0.4, 1), (10**9, demo.MAX_NEW_TOKENS)])
+@pytest.mark.parametrize(("tokens", "most"), [(-5, 1), (0.4, 1), (10**9, demo.MAX_NEW_TOKENS), (float("inf"), demo.MAX_NEW_TOKENS),
+                                                (float("-inf"), 1)])
 def test_answer_question_bounds_the_length(engine, monkeypatch, tokens, most):
     asked = []
     monkeypatch.setattr(engine, "stream", lambda question, adapter, length: asked.append(length) or iter([("a", "b")]))
     last(engine, "x", "exp_004", tokens)
     assert asked == [most]
+
+
+@pytest.mark.parametrize("tokens", [None, float("nan"), "many"])
+def test_answer_question_asks_for_a_length_that_is_none(engine, tokens):
+    (base, tuned, status), = demo.answer_question(engine, "What is gout?", "exp_004", tokens)
+    assert (base, tuned) == ("", "") and "number of tokens from 1 to 512" in status
 
 
 def test_answer_question_shows_the_emergency_notice_at_every_step(engine):
@@ -175,3 +183,26 @@ def test_write_space_holds_all_that_it_needs(adapters, tmp_path):
     compile((folder / "app.py").read_text(), "app.py", "exec")
     assert "smoke-llama" in (folder / "app.py").read_text()
     assert (folder / "medqa_lib" / "demo.py").exists() and not list(folder.rglob("__pycache__"))
+
+
+def test_write_space_again_holds_no_adapter_of_the_call_before(adapters, tmp_path):
+    folder = demo.write_space(tmp_path / "space", adapters, SMOKE)
+    again = find_adapters(folder / "adapters")  # even those that lie in the folder itself
+    assert demo.write_space(folder, {"exp_004": again["exp_004"]}, SMOKE) == folder
+    assert [path.name for path in (folder / "adapters").iterdir()] == ["exp_004"]
+    assert (folder / "adapters" / "exp_004" / WEIGHTS).read_bytes() == (adapters["exp_004"] / WEIGHTS).read_bytes()
+    assert not list(folder.glob("adapters.*"))
+
+
+def test_write_space_leaves_a_folder_of_adapters_alone_that_it_did_not_write(adapters, tmp_path):
+    shutil.copytree(adapters["exp_003"], tmp_path / "adapters" / "exp_003")
+    with pytest.raises(ValueError, match="Choose another folder"):
+        demo.write_space(tmp_path, adapters, SMOKE)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_dir()] == ["adapters", "exp_003"]
+
+
+def test_write_space_refuses_a_model_that_others_do_not_have(adapters, tmp_path):
+    (tmp_path / "my-model").mkdir()
+    with pytest.raises(ValueError, match="my-model is a folder of this machine.*MEDQA_MODEL"):
+        demo.write_space(tmp_path / "space", adapters, dataclasses.replace(SMOKE, model=str(tmp_path / "my-model")))
+    assert not (tmp_path / "space").exists()
