@@ -15,6 +15,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+from http.client import InvalidURL
 from pathlib import Path
 
 import torch
@@ -175,15 +176,23 @@ def _smoke_folder() -> Path:
 
 
 def hub_answers() -> bool:
-    """Whether anything answers under the Hub's address. Without asking, transformers would try for minutes, file by file."""
+    """Whether anything answers under the Hub's address. Without asking, transformers would try for minutes, file by file.
+
+    Raises:
+        ValueError: HF_ENDPOINT is no address.
+    """
     from huggingface_hub.constants import ENDPOINT
 
     try:
+        if not ENDPOINT.startswith(("http://", "https://")):
+            raise InvalidURL
         urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=10).close()
     except urllib.error.HTTPError:
         return True
     except OSError:
         return False
+    except (ValueError, InvalidURL):
+        raise ValueError(f"HF_ENDPOINT is {ENDPOINT!r}; expected an address such as https://huggingface.co. Correct or unset it.") from None
     return True
 
 
@@ -191,7 +200,7 @@ def fetch_encoder(encoder: str) -> str:
     """Folder with the files of a BERTScore encoder, downloaded if they are not there; nothing is loaded into memory.
 
     Raises:
-        ValueError: the encoder is unknown.
+        ValueError: the encoder is unknown, or HF_ENDPOINT is no address.
         RuntimeError: it can be neither downloaded nor found in the cache.
     """
     if encoder not in ENCODERS:

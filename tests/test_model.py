@@ -1,4 +1,4 @@
-"""Special tokens: those of the stand-in's GGUF file, whatever wrote the cache, and an end token that the model knows."""
+"""Special tokens: those of the stand-in's GGUF file, whatever wrote the cache, and an end token that the model knows. The Hub's address."""
 
 import json
 
@@ -56,3 +56,15 @@ def test_base_model_keeps_its_weights_on_a_cpu_for_which_bitsandbytes_repacks_th
     fresh = model.load_base_model(PROFILES["smoke"]).dequantize(dtype=torch.float32)(tokens).logits
     assert torch.equal(dequantised, fresh)
     assert torch.allclose(four_bit, fresh, atol=1e-6)
+
+
+@pytest.mark.parametrize("address", ["hub.example.org", "hub.example.org:8080/hf", "http://127.0.0.1:port"])
+def test_hub_answers_names_the_variable_that_is_no_address(address, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    with pytest.raises(ValueError, match=f"HF_ENDPOINT is '{address}'; expected an address such as https://") as error:
+        weights.hub_answers()
+    assert error.value.__suppress_context__
+
+
+def test_hub_answers_is_false_where_nothing_listens(dead_hub):
+    assert weights.hub_answers() is False
