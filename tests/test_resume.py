@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -109,6 +110,7 @@ def test_train_adapter_resumed_equals_uninterrupted(splits, uninterrupted, tmp_p
 def test_train_adapter_does_not_train_a_finished_run_again(splits, uninterrupted, tmp_path, monkeypatch):
     first, seen = train(splits, tmp_path), []
     record_batches(monkeypatch, seen)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))  # no checkpoint comes any more
     again = train(splits, tmp_path)
     assert seen == [] and again.steps == first.steps == 8
     assert again.adapter == first.adapter
