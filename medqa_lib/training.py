@@ -170,6 +170,8 @@ def main() -> None:
             if name in ("base", "base_random") else run_experiment(name)
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"{name}: validation loss {run.metrics['validation_loss']:.4f}, results in {run.folder}")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # a process that ends inside the group is sometimes aborted by gloo's threads
 
 
 if __name__ == "__main__":
