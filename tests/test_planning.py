@@ -49,7 +49,7 @@ def test_all_processes_take_what_the_smallest_can_hold(tmp_path):
     program.write_text("import os\nfrom medqa_lib.planning import _smallest_of_all\n"
                        "number = _smallest_of_all(4 if os.environ['RANK'] == '1' else 16, 2)\n"
                        f"open(os.path.join({str(tmp_path)!r}, os.environ['RANK']), 'w').write(str(number))\n"
-                       "import torch\ntorch.distributed.destroy_process_group()\n")  # gloo's threads sometimes abort a process that ends in it
+                       "import torch\ntorch.distributed.destroy_process_group()\n")  # as in training.main
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
