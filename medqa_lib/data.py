@@ -92,14 +92,21 @@ def save_splits(splits: DatasetDict, folder: str | Path, about: dict | None = No
                 "versions": {"python": platform.python_version(), **{name: version(name) for name in ("pandas", "datasets", "pyarrow")}},
                 **(about or {})}
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
     try:
         return partial.rename(folder)
-    except OSError:  # another process of the same run was faster
-        shutil.rmtree(partial)
-        if not folder.is_dir():
-            raise
-        return folder
+    except OSError:  # something is there
+        if _holds(folder, manifest["sha256"]):  # another process of the same run was faster, and may be reading it
+            shutil.rmtree(partial)
+            return folder
+        shutil.rmtree(folder)
+        return partial.rename(folder)
+
+
+def _holds(folder: Path, hashes: dict[str, str]) -> bool:
+    try:
+        return hash_splits(load_splits(folder)) == hashes
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 @contextmanager

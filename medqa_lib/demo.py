@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import html
 import importlib.metadata
+import json
 import math
 import platform
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 
 from medqa_lib.config import EXPERIMENTS, MODELS, Profile, current_profile
-from medqa_lib.hub import CONFIG, WEIGHTS, find_adapters, load_adapters
+from medqa_lib.hub import CONFIG, WEIGHTS, find_adapters, load_adapters, public_name
 from medqa_lib.model import load_merged, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 from medqa_lib.safety import DISCLAIMER, EMERGENCY, MAX_CHARACTERS, check_question, describes_emergency
@@ -232,8 +233,10 @@ def write_space(folder: Path, adapters: dict[str, Path], profile: Profile | None
     shutil.rmtree(new, ignore_errors=True)
     for name, source in adapters.items():
         (new / name).mkdir(parents=True)
-        for file in (CONFIG, WEIGHTS):
-            shutil.copy2(source / file, new / name / file)  # with its date: the newest is shown first
+        shutil.copy2(source / WEIGHTS, new / name / WEIGHTS)
+        settings = json.loads((source / CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": public_name(profile)}
+        (new / name / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        shutil.copystat(source / CONFIG, new / name / CONFIG)  # its date: the newest is shown first
     shutil.rmtree(shown, ignore_errors=True)  # an earlier call's: what it holds would be published
     if adapters:
         new.rename(shown)

@@ -274,14 +274,21 @@ def test_save_splits_stops_before_it_fills_the_disk(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_save_splits_keeps_the_folder_of_a_faster_process(monkeypatch, tmp_path, pairs):
+def test_save_splits_keeps_the_folder_of_a_faster_process(tmp_path, pairs):
     splits = split_pairs(pairs)
-    folder = tmp_path / "splits"
-    save_splits(splits, folder)
-    real = data.shutil.rmtree
-    monkeypatch.setattr(data.shutil, "rmtree", lambda path, **options: None if path == folder else real(path, **options))
-    assert save_splits(splits, folder) == folder and hash_splits(load_splits(folder)) == hash_splits(splits)
+    folder = save_splits(splits, tmp_path / "splits")
+    inode = folder.stat().st_ino
+    assert save_splits(splits, folder) == folder and folder.stat().st_ino == inode, "somebody may be reading it"
     assert [path.name for path in tmp_path.iterdir()] == ["splits"]
+
+
+def test_save_splits_replaces_a_damaged_folder_and_other_splits(tmp_path, pairs):
+    splits = split_pairs(pairs)
+    folder = save_splits(splits, tmp_path / "splits")
+    (folder / "manifest.json").unlink()
+    assert hash_splits(load_splits(save_splits(splits, folder))) == hash_splits(splits)
+    other = split_pairs(pairs, by="random")
+    assert hash_splits(load_splits(save_splits(other, folder))) == hash_splits(other)
 
 
 # --- the real data, where there is some ------------------------------------------------------------------------------

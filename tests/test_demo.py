@@ -11,7 +11,7 @@ from smoke_adapters import SMOKE, make_adapter
 from medqa_lib import demo
 from medqa_lib.config import LoraSettings
 from medqa_lib.generation import generate_answers
-from medqa_lib.hub import CONFIG, WEIGHTS, find_adapters
+from medqa_lib.hub import CONFIG, WEIGHTS, find_adapters, public_name
 from medqa_lib.model import load_merged, load_tokenizer
 from medqa_lib.safety import EMERGENCY
 
@@ -176,6 +176,8 @@ def test_write_space_holds_all_that_it_needs(adapters, tmp_path):
     folder = demo.write_space(tmp_path / "space", adapters, SMOKE)
     assert list(find_adapters(folder / "adapters")) == ["exp_004", "exp_003"]
     assert (folder / "adapters" / "exp_004" / WEIGHTS).read_bytes() == (adapters["exp_004"] / WEIGHTS).read_bytes()
+    assert json.loads((folder / "adapters" / "exp_004" / CONFIG).read_text())["base_model_name_or_path"] == public_name(SMOKE)
+    demo.Engine(find_adapters(folder / "adapters"), SMOKE)
     front = (folder / "README.md").read_text().split("---")[1]
     required = dict(line.split("==") for line in (folder / "requirements.txt").read_text().split())
     assert "sdk: gradio" in front and "app_file: app.py" in front and f"sdk_version: {required['gradio']}" in front
