@@ -22,7 +22,7 @@ import torch
 
 from medqa_lib.config import EXPERIMENTS, MODELS, Profile, current_profile
 from medqa_lib.hub import CONFIG, WEIGHTS, find_adapters, load_adapters, public_name
-from medqa_lib.model import load_merged, load_tokenizer
+from medqa_lib.model import cache_argument, load_merged, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 from medqa_lib.safety import DISCLAIMER, EMERGENCY, MAX_CHARACTERS, check_question, describes_emergency
 
@@ -92,8 +92,8 @@ class Engine:
         """(B, 1) most likely next tokens, and the grown cache; row i is computed with the adapter names[i]."""
         choice = {"adapter_names": names} if self.adapters else {}
         with self._lock:
-            output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **choice)
-        return output.logits[:, -1].argmax(-1, keepdim=True), output.past_key_values
+            output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_argument(): cache}, **choice)
+        return output.logits[:, -1].argmax(-1, keepdim=True), output[cache_argument()]
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -14,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache, LlamaForCausalLM
 
+from medqa_lib.model import cache_argument
+
 MAX_ROWS = 512
 SLOT_BUCKET = 128  # attention reads the cache up to a multiple of this, so that one graph serves as many steps
 ROW_BUCKET = 32  # a shrunk batch keeps a multiple of this many rows, so that batches share graphs
@@ -110,8 +112,8 @@ class FastDecoder:
         rows, width = ids.shape
         cache = DynamicCache(config=self.model.config)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-                            logits_to_keep=1).logits
+        logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1,
+                            **{cache_argument(): cache}).logits
         for layer, kept in enumerate(cache.layers):
             self.keys[layer, :rows, :, :width] = kept.keys
             self.values[layer, :rows, :, :width] = kept.values
@@ -133,7 +135,7 @@ class FastDecoder:
         bias = torch.zeros(hidden.shape, device=hidden.device, dtype=self.model.dtype).masked_fill(hidden, float("-inf"))
         cache = _CacheView(self.keys[:, :rows, :, :length], self.values[:, :rows, :, :length], self.slot)
         logits = self.model(input_ids=self.last[:rows, None], attention_mask=bias[:, None, None], position_ids=self.slot - padding,
-                            past_key_values=cache, use_cache=True).logits
+                            use_cache=True, **{cache_argument(): cache}).logits
         self.slot += 1
         self._take(logits, rows)
 

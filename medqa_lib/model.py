@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +38,14 @@ def load_tokenizer(profile: Profile | None = None) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@functools.cache
+def cache_argument() -> str:
+    """What `forward` calls the keys and values of earlier tokens: `cache` from transformers 5.24 on, before it `past_key_values`."""
+    from transformers import LlamaForCausalLM
+
+    return "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 
 
 def require_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
