@@ -104,6 +104,9 @@ def fit(model, experiment: Experiment, train, validation, collator, session: Che
     """Run the Trainer to the last step, from the newest valid checkpoint if there is one.
 
     Out of GPU memory halves the micro-batch and goes on from the newest checkpoint; the effective batch stays.
+
+    Raises:
+        RuntimeError: out of GPU memory with several processes, which cannot all halve at the same step.
     """
     start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
     while True:
@@ -116,8 +119,12 @@ def fit(model, experiment: Experiment, train, validation, collator, session: Che
             trainer.state.num_input_tokens_seen = 0
             trainer.train(resume_from_checkpoint=session.resume_from())
             return trainer
-        except torch.OutOfMemoryError:
-            pass  # dealt with below, since here the traceback still holds what did not fit
+        except torch.OutOfMemoryError as error:
+            if trainer.args.world_size > 1:  # the others have not run out: they would wait for this process for ever
+                raise RuntimeError(f"Out of GPU memory on process {trainer.args.process_index} of {trainer.args.world_size} with "
+                                   f"{plan.micro_batch} rows at a time. See with nvidia-smi what else is on that GPU, and start again: the "
+                                   "run goes on from its newest checkpoint and plans the rows anew from the free memory.") from error
+        # dealt with here, since up there the traceback still holds what did not fit
         plan = plan.halved()
         print(f"Out of GPU memory. {plan.why}; a step still has {experiment.effective_batch} rows.")
         del trainer

@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
+from medqa_lib import planning, trainer
 from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.checkpoints import ResumeRefused, latest_valid, write_manifest
 from medqa_lib.config import PROFILES, LoraSettings, get_experiment
@@ -203,3 +204,25 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(splits
     assert sum(n for step, n in rows if step == 0) == 4
     assert run.tokens == expected.tokens
     assert list(run.losses["loss"]) == pytest.approx(list(expected.losses["loss"]), abs=1e-5)
+
+
+def test_out_of_memory_on_one_of_several_processes_ends_all(monkeypatch):
+    """Halving in one process alone would leave the others waiting for it; an error makes the launcher end them."""
+    class OneOfTwo:
+        args = SimpleNamespace(world_size=2, process_index=1)
+
+        def __init__(self, *_, **__):
+            pass
+
+        def remove_callback(self, _):
+            pass
+
+    def run_out(_):
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    monkeypatch.setattr(trainer, "AnswerTrainer", OneOfTwo)
+    monkeypatch.setattr(trainer, "training_arguments", lambda *_: None)
+    monkeypatch.setattr(trainer, "check_trainer_loss", run_out)
+    plan = planning.TrainingPlan("padded", torch.float32, 4, 2, False, "made here")
+    with pytest.raises(RuntimeError, match="process 1 of 2 with 4 rows at a time"):
+        trainer.fit(torch.nn.Linear(1, 1), get_experiment("exp_004"), [], [], None, SimpleNamespace(local_dir="x"), plan)
