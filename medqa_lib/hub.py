@@ -158,6 +158,15 @@ def chat_template(tokenizer) -> str:
         f"{{{{ {before!r} + message['content'] + {after!r} }}}}{{% endif %}}{{% endfor %}}")
 
 
+def copy_adapter(source: Path, folder: Path, base_model: str) -> None:
+    """Weights and settings of an adapter, with their dates; `base_model` is noted as its base, where training may have noted a path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source / WEIGHTS, folder / WEIGHTS)
+    settings = json.loads((source / CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": base_model}
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    shutil.copystat(source / CONFIG, folder / CONFIG)
+
+
 def save_local(adapter_dir: Path, folder: Path, card: str, parity: pd.DataFrame, base_model: str) -> Path:
     """The folder that `push` uploads: adapter, tokenizer with this project's prompt as its chat template, card and parity table.
 
@@ -165,14 +174,11 @@ def save_local(adapter_dir: Path, folder: Path, card: str, parity: pd.DataFrame,
         adapter_dir: as training left it.
         card: text of `card.write_card`.
         parity: table of `export.check_parity`.
-        base_model: `public_name`; training may have noted a path of its own machine.
+        base_model: `public_name`.
     """
     from transformers import AutoTokenizer
 
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = json.loads((adapter_dir / CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": base_model}
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    shutil.copyfile(adapter_dir / WEIGHTS, folder / WEIGHTS)
+    copy_adapter(adapter_dir, folder, base_model)
     tokenizer = AutoTokenizer.from_pretrained(adapter_dir)
     tokenizer.chat_template = chat_template(tokenizer)
     tokenizer.save_pretrained(folder)

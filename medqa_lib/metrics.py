@@ -89,9 +89,14 @@ def summarize_scores(scores: pd.DataFrame) -> dict[str, float]:
     """Means over examples, CORPUS_METRICS from their sums, and `n`. Columns that are no metric are left out."""
     if scores.empty:
         raise ValueError("There are 0 scored answers; expected at least 1. Check the split and the number of test questions.")
-    present = [name for name in METRICS if {*CORPUS_METRICS.get(name, (name,))} <= {*scores}]
-    sums = {name: scores[list(CORPUS_METRICS.get(name, (name,)))].to_numpy(float).sum(axis=0) for name in present}
+    present = [name for name in METRICS if {*columns_of(name)} <= {*scores}]
+    sums = {name: scores[list(columns_of(name))].to_numpy(float).sum(axis=0) for name in present}
     return {name: float(evaluate_sums(name, sums[name], len(scores))) for name in present} | {"n": len(scores)}
+
+
+def columns_of(metric: str) -> tuple[str, ...]:
+    """The columns of a score frame that `evaluate_sums` needs the sums of."""
+    return CORPUS_METRICS.get(metric, (metric,))
 
 
 def evaluate_sums(metric: str, sums: np.ndarray, examples: np.ndarray | int) -> np.ndarray:

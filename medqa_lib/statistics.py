@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from medqa_lib.metrics import CORPUS_METRICS, METRICS, evaluate_sums
+from medqa_lib.metrics import METRICS, columns_of, evaluate_sums
 
 ALPHA = 0.05
 DIRECTIONS = {"validation_loss": -1} | {name: direction for name, (_, direction) in METRICS.items()}  # 1: higher is better
@@ -44,7 +44,7 @@ def compare_runs(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics:
     tuned_scores = _align_questions(base_scores, tuned_scores)
     metrics = _choose_metrics(base_scores, tuned_scores, metrics)
     codes, groups = pd.factorize(base_scores["group"])
-    columns = [column for name in metrics for column in _columns_of(name)]
+    columns = [column for name in metrics for column in columns_of(name)]
     for scores in (base_scores, tuned_scores):
         if missing := [column for column in dict.fromkeys(columns) if scores[column].isna().any()]:
             raise ValueError(f"Some answers have no score in {', '.join(missing)}; expected a number for each. Score the run again.")
@@ -56,7 +56,7 @@ def compare_runs(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics:
     base_sums, tuned_sums, examples = np.split(sums, [len(columns), 2 * len(columns)], axis=1)
     rows = []
     for name in metrics:
-        spots = [columns.index(column) for column in _columns_of(name)]
+        spots = [columns.index(column) for column in columns_of(name)]
         base, tuned = (evaluate_sums(name, run_sums[:, spots], examples[:, 0]) for run_sums in (base_sums, tuned_sums))
         rows.append({"metric": name, **_judge(base, tuned, effective_groups), "n": len(codes), "groups": len(groups)})
     return _correct_holm(pd.DataFrame(rows))
@@ -161,7 +161,7 @@ def _align_questions(base: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
 
 def _choose_metrics(base: pd.DataFrame, tuned: pd.DataFrame, metrics: Sequence[str] | None) -> list[str]:
     both = {*base.columns} & {*tuned.columns}
-    present = [name for name in METRICS if {*_columns_of(name)} <= both]
+    present = [name for name in METRICS if {*columns_of(name)} <= both]
     missing = [name for name in metrics or () if name not in present]
     if missing or not present:
         raise ValueError(f"Both runs must have the metrics {missing or list(METRICS)}; they share {present}. "
@@ -180,10 +180,6 @@ def _resample_sums(sums: np.ndarray, n_resamples: int, seed: int) -> np.ndarray:
         weights = np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups)
         parts.append(weights.astype(float) @ sums)
     return np.vstack(parts)
-
-
-def _columns_of(metric: str) -> tuple[str, ...]:
-    return CORPUS_METRICS.get(metric, (metric,))
 
 
 def _judge(base: np.ndarray, tuned: np.ndarray, groups: float) -> dict[str, float]:

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from medqa_lib import checkpoint_session, checkpoints
-from medqa_lib.checkpoint_session import CheckpointSession, RunBusy, RunLock
+from medqa_lib import checkpoint_session, checkpoints, run_lock
+from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.checkpoints import (
     CheckpointError,
     ResumeRefused,
@@ -25,6 +25,7 @@ from medqa_lib.checkpoints import (
     verify,
     write_manifest,
 )
+from medqa_lib.run_lock import RunBusy, RunLock
 
 IDENTITY = {"experiment": {"labels": "aligned", "lora": {"r": 8}}, "data": "abc"}
 
@@ -374,10 +375,10 @@ def test_lock_refuses_a_second_process_and_is_free_once_the_first_is_killed(tmp_
     holder.start()
     try:
         assert ready.wait(120)
-        monkeypatch.setattr(checkpoint_session, "DYING_S", 0.3)
+        monkeypatch.setattr(run_lock, "DYING_S", 0.3)
         with pytest.raises(RunBusy, match=f'"pid": {holder.pid}'):
             RunLock(tmp_path, tmp_path).acquire()
-        monkeypatch.setattr(checkpoint_session, "DYING_S", 120)
+        monkeypatch.setattr(run_lock, "DYING_S", 120)
         threading.Timer(0.5, holder.kill).start()  # a process that is dying holds its lock for a while
         lock = RunLock(tmp_path, tmp_path)
         lock.acquire()
@@ -391,7 +392,7 @@ def test_file_system_without_locks_is_not_taken_for_a_busy_run(tmp_path, monkeyp
     def lockf(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(checkpoint_session.fcntl, "lockf", lockf)
+    monkeypatch.setattr(run_lock.fcntl, "lockf", lockf)
     with pytest.raises(CheckpointError, match="run.lock cannot be locked .*No locks available.*Set MEDQA_SCRATCH") as refusal, \
             CheckpointSession(tmp_path, tmp_path, IDENTITY):
         pass
@@ -408,8 +409,8 @@ def test_release_leaves_no_heartbeat_of_a_beat_in_progress(tmp_path, monkeypatch
             released.wait(1)  # `release` is called meanwhile, and must not come back before the file is written
         checkpoints.write_json_atomically(path, content)
 
-    monkeypatch.setattr(checkpoint_session, "write_json_atomically", write_slowly)
-    monkeypatch.setattr(checkpoint_session, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(run_lock, "write_json_atomically", write_slowly)
+    monkeypatch.setattr(run_lock, "HEARTBEAT_S", 0.01)
     lock = RunLock(tmp_path, tmp_path)
     lock.acquire()
     assert writing.wait(120)
@@ -419,7 +420,7 @@ def test_release_leaves_no_heartbeat_of_a_beat_in_progress(tmp_path, monkeypatch
     assert not (tmp_path / "run.lock.json").exists()
 
 
-@pytest.mark.parametrize(("silent_s", "refused"), [(30, True), (checkpoint_session.STALE_S + 1, False)])
+@pytest.mark.parametrize(("silent_s", "refused"), [(30, True), (run_lock.STALE_S + 1, False)])
 def test_lock_of_another_machine_counts_until_its_heartbeat_stops(tmp_path, silent_s, refused):
     (tmp_path / "run.lock.json").write_text(json.dumps({"host": "another", "pid": 7, "beat": time.time() - silent_s}))
     lock = RunLock(tmp_path, tmp_path)

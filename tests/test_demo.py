@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from smoke_adapters import SMOKE, make_adapter
 
-from medqa_lib import demo
+from medqa_lib import demo, space
 from medqa_lib.config import LoraSettings
 from medqa_lib.generation import generate_answers
 from medqa_lib.hub import CONFIG, WEIGHTS, find_adapters, public_name
@@ -173,7 +173,7 @@ def test_main_says_in_a_line_that_an_adapter_does_not_fit(adapters, tmp_path, mo
 
 
 def test_write_space_holds_all_that_it_needs(adapters, tmp_path):
-    folder = demo.write_space(tmp_path / "space", adapters, SMOKE)
+    folder = space.write_space(tmp_path / "space", adapters, SMOKE)
     assert list(find_adapters(folder / "adapters")) == ["exp_004", "exp_003"]
     assert (folder / "adapters" / "exp_004" / WEIGHTS).read_bytes() == (adapters["exp_004"] / WEIGHTS).read_bytes()
     assert json.loads((folder / "adapters" / "exp_004" / CONFIG).read_text())["base_model_name_or_path"] == public_name(SMOKE)
@@ -188,9 +188,9 @@ def test_write_space_holds_all_that_it_needs(adapters, tmp_path):
 
 
 def test_write_space_again_holds_no_adapter_of_the_call_before(adapters, tmp_path):
-    folder = demo.write_space(tmp_path / "space", adapters, SMOKE)
+    folder = space.write_space(tmp_path / "space", adapters, SMOKE)
     again = find_adapters(folder / "adapters")  # even those that lie in the folder itself
-    assert demo.write_space(folder, {"exp_004": again["exp_004"]}, SMOKE) == folder
+    assert space.write_space(folder, {"exp_004": again["exp_004"]}, SMOKE) == folder
     assert [path.name for path in (folder / "adapters").iterdir()] == ["exp_004"]
     assert (folder / "adapters" / "exp_004" / WEIGHTS).read_bytes() == (adapters["exp_004"] / WEIGHTS).read_bytes()
     assert not list(folder.glob("adapters.*"))
@@ -199,12 +199,12 @@ def test_write_space_again_holds_no_adapter_of_the_call_before(adapters, tmp_pat
 def test_write_space_leaves_a_folder_of_adapters_alone_that_it_did_not_write(adapters, tmp_path):
     shutil.copytree(adapters["exp_003"], tmp_path / "adapters" / "exp_003")
     with pytest.raises(ValueError, match="Choose another folder"):
-        demo.write_space(tmp_path, adapters, SMOKE)
+        space.write_space(tmp_path, adapters, SMOKE)
     assert [path.name for path in tmp_path.rglob("*") if path.is_dir()] == ["adapters", "exp_003"]
 
 
 def test_write_space_refuses_a_model_that_others_do_not_have(adapters, tmp_path):
     (tmp_path / "my-model").mkdir()
     with pytest.raises(ValueError, match="my-model is a folder of this machine.*MEDQA_MODEL"):
-        demo.write_space(tmp_path / "space", adapters, dataclasses.replace(SMOKE, model=str(tmp_path / "my-model")))
+        space.write_space(tmp_path / "space", adapters, dataclasses.replace(SMOKE, model=str(tmp_path / "my-model")))
     assert not (tmp_path / "space").exists()
