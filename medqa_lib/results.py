@@ -137,7 +137,7 @@ def summary_table(runs: dict[str, RunResult], columns: Sequence[str] = ("validat
     """One row a run, one column a metric, with n; a metric that a run lacks is left out everywhere."""
     table = pd.DataFrame({name: run.metrics for name, run in runs.items()}).T
     kept = [column for column in columns if column in table and table[column].notna().any()]
-    return table[[*kept, "n_test"]].astype({"n_test": int})
+    return table[[*kept, "n_test"]].astype({**dict.fromkeys(kept, float), "n_test": int})
 
 
 def describe_origin(runs: Iterable[RunResult]) -> str:

@@ -19,3 +19,11 @@ def test_describe_origin_names_all_that_differ():
     runs = [SimpleNamespace(config={"identity": {"model": "m"}, "gpu": gpu, "date": "2026-01-02"}, metrics={"n_test": 1747})
             for gpu in ("A", "B", "A")]
     assert results.describe_origin(runs) == "m, n = 1,747 test questions, GPU A / B, 2026-01-02"
+
+
+def test_summary_table_can_be_rounded():
+    runs = {"a": SimpleNamespace(metrics={"rouge2": 0.123456, "n_test": 3, "note": "text"}),
+            "line": SimpleNamespace(metrics={"rouge2": 0.2, "n_test": 3, "validation_loss": 2.34567})}
+    table = results.summary_table(runs).round(4)
+    assert table.loc["a", "rouge2"] == 0.1235 and table.loc["line", "validation_loss"] == 2.3457
+    assert table["n_test"].tolist() == [3, 3]
