@@ -199,7 +199,7 @@ def print_results(profile: Profile) -> None:
     """Base against experiments as a table with changes in percent, and where the comparison figure lies."""
     import pandas as pd
 
-    from medqa_lib.results import load_runs, summary_table
+    from medqa_lib.evaluation.results import load_runs, summary_table
 
     runs = load_runs(home_dir() / "results" / profile.model_slug)
     if "base" not in runs:

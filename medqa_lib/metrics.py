@@ -234,7 +234,7 @@ def _score_bert(pairs: Sequence[tuple[str, str]], encoder: str) -> np.ndarray:
     """(N,) BERTScore F1, not rescaled. Pairs go in by length, 32 at a time, so every process forms the same batches."""
     from bert_score import BERTScorer
 
-    from medqa_lib.weights import ENCODERS, fetch_encoder
+    from medqa_lib.standin import ENCODERS, fetch_encoder
 
     scorer = BERTScorer(model_type=fetch_encoder(encoder), num_layers=ENCODERS[encoder])
     scores = np.zeros(len(pairs))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from medqa_lib.config import LoraSettings, Profile
-from medqa_lib.weights import hub_answers, model_path
+from medqa_lib.standin import hub_answers, model_path
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -11,9 +11,9 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from medqa_lib.audit import audit_alignment, require_policy
 from medqa_lib.config import POLICIES
+from medqa_lib.fast.plan import FlatCollator
 from medqa_lib.labels import IGNORE_INDEX, PaddingCollator, encode_example, pad_supervised
 from medqa_lib.loss_check import check_loss, check_trainer_loss, loss_targets
-from medqa_lib.planning import FlatCollator
 
 ANSWERS = ["Go on.", "It is.", "No, it is not so.", "Stop.", "Yes. Ask them.", "Rest for a day."]
 VOCABULARY = 99

@@ -2,9 +2,10 @@
 
 import pytest
 
-from medqa_lib import baselines, evaluation
 from medqa_lib.config import PROFILES
-from medqa_lib.data import prepare_splits
+from medqa_lib.data.prepare import prepare_splits
+from medqa_lib.evaluation import baselines
+from medqa_lib.evaluation import run as evaluation
 
 
 def test_find_nearest_answers_prefers_rare_words():

@@ -10,15 +10,15 @@ import yaml
 from datasets import Dataset, DatasetDict
 from smoke_adapters import SMOKE, make_adapter
 
-from medqa_lib import hub
-from medqa_lib.card import ACCEPTED_ANSWERS, write_card
 from medqa_lib.config import get_experiment
-from medqa_lib.data import hash_splits, save_splits
-from medqa_lib.demo import Engine
-from medqa_lib.evaluation import SHOWCASE_QUESTIONS
+from medqa_lib.data.prepare import hash_splits, save_splits
+from medqa_lib.evaluation.results import load_runs, run_identity, save_run
+from medqa_lib.evaluation.run import SHOWCASE_QUESTIONS
 from medqa_lib.metrics import score_answers
-from medqa_lib.results import load_runs, run_identity, save_run
-from medqa_lib.weights import model_path
+from medqa_lib.publish import hub
+from medqa_lib.publish.card import ACCEPTED_ANSWERS, write_card
+from medqa_lib.publish.demo import Engine
+from medqa_lib.standin import model_path
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from medqa_lib import checkpoint_session, checkpoints, run_lock
-from medqa_lib.checkpoint_session import CheckpointSession
-from medqa_lib.checkpoints import (
+from medqa_lib.training import checkpoints
+from medqa_lib.training import lock as run_lock
+from medqa_lib.training import session as checkpoint_session
+from medqa_lib.training.checkpoints import (
     CheckpointError,
     ResumeRefused,
     checkpoint_folders,
@@ -25,7 +26,8 @@ from medqa_lib.checkpoints import (
     verify,
     write_manifest,
 )
-from medqa_lib.run_lock import RunBusy, RunLock
+from medqa_lib.training.lock import RunBusy, RunLock
+from medqa_lib.training.session import CheckpointSession
 
 IDENTITY = {"experiment": {"labels": "aligned", "lora": {"r": 8}}, "data": "abc"}
 

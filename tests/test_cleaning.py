@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medqa_lib import choices, cleaning, texts
-from medqa_lib.cleaning import Row, clean_rows
+from medqa_lib.data import choices, cleaning, texts
+from medqa_lib.data.cleaning import Row, clean_rows
 
 ANSWER = "Rest, fluids and time are all that most people need."
 

@@ -11,7 +11,7 @@ import lint_notebooks
 import pytest
 
 from medqa_lib import colab
-from medqa_lib.checkpoints import checkpoint_folders
+from medqa_lib.training.checkpoints import checkpoint_folders
 
 CANARY = "hf" + "_canary" * 5
 

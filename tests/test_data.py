@@ -11,8 +11,18 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
-from medqa_lib import data, sources
-from medqa_lib.data import hash_splits, leakage_report, load_sources, load_splits, merge_sources, prepare_splits, save_splits, split_pairs
+from medqa_lib.data import prepare as data
+from medqa_lib.data import sources
+from medqa_lib.data.prepare import (
+    hash_splits,
+    leakage_report,
+    load_sources,
+    load_splits,
+    merge_sources,
+    prepare_splits,
+    save_splits,
+    split_pairs,
+)
 
 # The bundled sample's splits, everywhere. They change when the sample or a rule does, and never by themselves.
 SAMPLE_SHA256 = {

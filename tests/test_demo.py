@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from smoke_adapters import SMOKE, make_adapter
 
-from medqa_lib import demo, space
 from medqa_lib.config import LoraSettings
-from medqa_lib.generation import generate_answers
-from medqa_lib.hub import CONFIG, WEIGHTS, find_adapters, public_name
+from medqa_lib.evaluation.generation import generate_answers
 from medqa_lib.model import load_merged, load_tokenizer
-from medqa_lib.safety import EMERGENCY
+from medqa_lib.publish import demo, space
+from medqa_lib.publish.hub import CONFIG, WEIGHTS, find_adapters, public_name
+from medqa_lib.publish.safety import EMERGENCY
 
 QUESTIONS = ["What is gout?", "How is malaria diagnosed?", "Is it? 漢字", "a"]
 

@@ -7,9 +7,9 @@ import torch
 from smoke_adapters import SMOKE, make_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from medqa_lib import demo, export
 from medqa_lib.model import load_merged
 from medqa_lib.prompts import format_prompt
+from medqa_lib.publish import demo, export
 
 QUESTIONS = ["What is gout?", "How is malaria diagnosed?", "Is it?"]
 

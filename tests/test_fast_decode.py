@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from medqa_lib import fast_decode
 from medqa_lib.config import PROFILES
-from medqa_lib.fast_decode import FastDecoder, attend_grouped, cut_after_eos, is_supported
-from medqa_lib.generation import pad_left
+from medqa_lib.evaluation.generation import pad_left
+from medqa_lib.fast import decode as fast_decode
+from medqa_lib.fast.decode import FastDecoder, attend_grouped, cut_after_eos, is_supported
 from medqa_lib.model import load_base_model, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 

@@ -14,8 +14,9 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from medqa_lib import fast_train, planning  # noqa: E402
-from medqa_lib.planning import FlatCollator  # noqa: E402
+from medqa_lib.fast import plan as planning  # noqa: E402
+from medqa_lib.fast import train as fast_train  # noqa: E402
+from medqa_lib.fast.plan import FlatCollator  # noqa: E402
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from medqa_lib import generation, labels
+from medqa_lib import labels
 from medqa_lib.config import PROFILES
-from medqa_lib.generation import Answer, AnswerStore, compare_answers, generate_answers, generate_records, hash_adapter, pad_left
+from medqa_lib.evaluation import generation
+from medqa_lib.evaluation.generation import Answer, AnswerStore, compare_answers, generate_answers, generate_records, hash_adapter, pad_left
 from medqa_lib.model import load_base_model, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 
@@ -227,7 +228,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from medqa_lib.config import PROFILES
-from medqa_lib.generation import Answer, AnswerStore, compare_answers, generate_answers, generate_records, hash_adapter, pad_left
+from medqa_lib.evaluation.generation import Answer, AnswerStore, compare_answers, generate_answers, generate_records, hash_adapter, pad_left
 from medqa_lib.model import load_base_model, load_tokenizer
 sys.path.insert(0, "tests")
 from test_generation import MANY
@@ -238,7 +239,7 @@ answers = generate_answers(model, tokenizer, MANY, 40, batch_size=2, store=Answe
 
 
 NO_END = """
-from medqa_lib.generation import AnswerStore
+from medqa_lib.evaluation.generation import AnswerStore
 import time
 append = AnswerStore.append
 def append_and_stay(store, *new):

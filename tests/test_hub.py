@@ -13,10 +13,10 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from smoke_adapters import SMOKE, make_adapter
 
-from medqa_lib import hub
 from medqa_lib.model import load_base_model, load_tokenizer
 from medqa_lib.prompts import format_example, format_prompt
-from medqa_lib.weights import model_path
+from medqa_lib.publish import hub
+from medqa_lib.standin import model_path
 
 TOKEN = "hf_" + "secretsecret"
 

@@ -1,7 +1,7 @@
 import re
 
 from medqa_lib.config import POLICIES
-from medqa_lib.label_views import audit_table, plot_audits, render_tokens, token_table
+from medqa_lib.evaluation.label_views import audit_table, plot_audits, render_tokens, token_table
 
 PROMPT_TOKENS = 37  # BOS, ▁ and 35 characters
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from medqa_lib import likelihood
-from medqa_lib.evaluation import summarize_options
+from medqa_lib.evaluation import likelihood
+from medqa_lib.evaluation.run import summarize_options
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from medqa_lib import __main__ as headless
-from medqa_lib import results
 from medqa_lib.config import PROFILES
+from medqa_lib.evaluation import results
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from medqa_lib import model, weights
+from medqa_lib import model
+from medqa_lib import standin as weights
 from medqa_lib.config import PROFILES
 
 

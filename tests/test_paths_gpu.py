@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from medqa_lib import planning
-from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.config import PROFILES, get_experiment, home_dir
-from medqa_lib.data import hash_splits, prepare_splits
-from medqa_lib.results import run_identity
-from medqa_lib.training import train_adapter
+from medqa_lib.data.prepare import hash_splits, prepare_splits
+from medqa_lib.evaluation.results import run_identity
+from medqa_lib.fast import plan as planning
+from medqa_lib.training.run import train_adapter
+from medqa_lib.training.session import CheckpointSession
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA"),
               pytest.mark.skipif("MEDQA_DATA_DIR" not in os.environ, reason="needs the real rows")]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from test_fast_train import make_model
 
-from medqa_lib import training
-from medqa_lib.checkpoint_session import CheckpointSession
 from medqa_lib.config import EXPERIMENTS
-from medqa_lib.planning import FlatCollator, TrainingPlan, plan_training
+from medqa_lib.fast.plan import FlatCollator, TrainingPlan, plan_training
+from medqa_lib.training import run as training
+from medqa_lib.training.session import CheckpointSession
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +46,7 @@ def test_plan_training_chooses_among_the_divisors(rows, chosen):
 
 def test_all_processes_take_what_the_smallest_can_hold(tmp_path):
     program = tmp_path / "program.py"
-    program.write_text("import os\nfrom medqa_lib.planning import _smallest_of_all\n"
+    program.write_text("import os\nfrom medqa_lib.fast.plan import _smallest_of_all\n"
                        "number = _smallest_of_all(4 if os.environ['RANK'] == '1' else 16, 2)\n"
                        f"open(os.path.join({str(tmp_path)!r}, os.environ['RANK']), 'w').write(str(number))\n"
                        "import torch\ntorch.distributed.destroy_process_group()\n")  # as in training.main

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import same_color
 
-from medqa_lib import plots
+from medqa_lib.evaluation import plots
 
 RUNS = ("exp_003", "exp_004")
 

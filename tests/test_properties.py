@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medqa_lib.config import POLICIES, PROFILES
-from medqa_lib.data import merge_sources
+from medqa_lib.data.prepare import merge_sources
+from medqa_lib.data.sources import REQUIRED
 from medqa_lib.labels import IGNORE_INDEX, TRUNCATIONS, UNUSABLE, PaddingCollator, encode_example, encode_split
 from medqa_lib.prompts import encode_prompt, format_prompt, neutralize
-from medqa_lib.sources import REQUIRED
 
 settings.register_profile("quick", max_examples=200, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=10_000, deadline=None, database=None)

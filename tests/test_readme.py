@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from medqa_lib import results
-from medqa_lib.statistics import compare_runs
+from medqa_lib.evaluation import results
+from medqa_lib.evaluation.significance import compare_runs
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "assets" / "results"

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from medqa_lib import results
+from medqa_lib.evaluation import results
 
 
 def test_describe_gpu_time_by_hand():

@@ -13,14 +13,15 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from medqa_lib import planning, trainer
-from medqa_lib.checkpoint_session import CheckpointSession
-from medqa_lib.checkpoints import ResumeRefused, latest_valid, write_manifest
 from medqa_lib.config import PROFILES, LoraSettings, get_experiment
-from medqa_lib.data import hash_splits
-from medqa_lib.results import run_identity
-from medqa_lib.trainer import AnswerTrainer
-from medqa_lib.training import train_adapter
+from medqa_lib.data.prepare import hash_splits
+from medqa_lib.evaluation.results import run_identity
+from medqa_lib.fast import plan as planning
+from medqa_lib.training import trainer
+from medqa_lib.training.checkpoints import ResumeRefused, latest_valid, write_manifest
+from medqa_lib.training.run import train_adapter
+from medqa_lib.training.session import CheckpointSession
+from medqa_lib.training.trainer import AnswerTrainer
 
 SMOKE = dataclasses.replace(PROFILES["smoke"], step_divisor=50)  # exp_004: 8 steps, saved every 2
 

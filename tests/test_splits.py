@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
-from medqa_lib import splits
-from medqa_lib.data import split_pairs
-from medqa_lib.splits import COLUMNS, SPLITS, leakage_report, link_groups, near_duplicates
-from medqa_lib.texts import text_key
+from medqa_lib.data import splits
+from medqa_lib.data.prepare import split_pairs
+from medqa_lib.data.splits import COLUMNS, SPLITS, leakage_report, link_groups, near_duplicates
+from medqa_lib.data.texts import text_key
 
 WORDS = [f"w{i}" for i in range(40)]
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import norm, t, ttest_1samp
 
-from medqa_lib import statistics
+from medqa_lib.evaluation import significance as statistics
 from medqa_lib.metrics import METRICS, summarize_scores
 
 ELEVEN = [name for name in METRICS if name not in ("bleu", "stopped")]

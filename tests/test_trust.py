@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from medqa_lib import model, weights
+from medqa_lib import model
+from medqa_lib import standin as weights
 from medqa_lib.config import PROFILES
 
 ROOT = Path(__file__).parents[1]

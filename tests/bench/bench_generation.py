@@ -35,19 +35,20 @@ ROWS, NEW, ALL, ONE_BY_ONE = (6, 12, 10, (2, 4)) if CPU else (256, 256, 1800, (4
 UNSLOTH_TOKENS_S, STATIC_CACHE_TOKENS_S = 4_244, 14_057  # same prompts and size on this kind of card, 2026-11-24
 
 # SmolLM2 is converted once, about half a minute: beside the imports and the making of the random model
-convert = "from medqa_lib.config import PROFILES; from medqa_lib.weights import model_path; model_path(PROFILES['cpu'])"
+convert = "from medqa_lib.config import PROFILES; from medqa_lib.standin import model_path; model_path(PROFILES['cpu'])"
 prepare = subprocess.Popen([sys.executable, "-c", convert], cwd=ROOT)
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch.nn.attention import sdpa_kernel  # noqa: E402
 
-from medqa_lib import fast_decode, generation  # noqa: E402
+from medqa_lib import generation  # noqa: E402
 from medqa_lib.config import PROFILES, LoraSettings  # noqa: E402
+from medqa_lib.data.sources import SAMPLE_DIR, load_sources  # noqa: E402
+from medqa_lib.fast import decode as fast_decode  # noqa: E402
 from medqa_lib.model import add_lora, load_base_model, load_merged, load_tokenizer  # noqa: E402
 from medqa_lib.prompts import encode_prompt  # noqa: E402
-from medqa_lib.sources import SAMPLE_DIR, load_sources  # noqa: E402
-from medqa_lib.weights import model_path  # noqa: E402
+from medqa_lib.standin import model_path  # noqa: E402
 
 DEVICE = "cpu" if CPU else "cuda"
 NEVER = 31_999  # an id that the random model is kept from saying, used as EOS

@@ -176,7 +176,7 @@ def draw(path: Path) -> None:
     os.environ.setdefault("MEDQA_FIGURES", str(ROOT / "assets" / "figures"))
     from figures import plot_training_growth, plot_training_speed
 
-    from medqa_lib.plots import save_figure
+    from medqa_lib.evaluation.plots import save_figure
     rows = json.loads(path.read_text())
     print(save_figure(plot_training_speed(rows), "training_speed"))
     if any("growth_tokens" in row for row in rows):

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from medqa_lib.plots import BLUE, GREEN, GREY, ORANGE, SKY, STYLE, VERMILION, finish
+from medqa_lib.evaluation.plots import BLUE, GREEN, GREY, ORANGE, SKY, STYLE, VERMILION, finish
 
 MODEL = "TinyLlama's configuration, random weights"  # of results files that do not name theirs
 BUSY = 0.9  # where the pass is at least this share of a step, the GPU sets the pace

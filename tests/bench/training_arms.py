@@ -25,9 +25,10 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from medqa_lib import fast_train, planning
 from medqa_lib.config import ALL_LINEAR, QKV
-from medqa_lib.fast_train import FastStep, LinearGroup
+from medqa_lib.fast import plan as planning
+from medqa_lib.fast import train as fast_train
+from medqa_lib.fast.train import FastStep, LinearGroup
 
 # Steps, of which warm-up: two rounds of the batches, since a larger batch than before has the graphs of all sizes recorded again.
 LONG, SHORT = ((7, 6), (2, 1)) if CPU else ((8 * CYCLE, 2 * CYCLE), (6 * CYCLE, 2 * CYCLE))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medqa_lib.safety import DISCLAIMER, EMERGENCY
+from medqa_lib.publish.safety import DISCLAIMER, EMERGENCY
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect

@@ -9,8 +9,8 @@ import pytest
 from gradio_client import Client
 
 from medqa_lib.config import PROFILES
-from medqa_lib.demo import RUNNING, WAITING, Engine
-from medqa_lib.hub import find_adapters
+from medqa_lib.publish.demo import RUNNING, WAITING, Engine
+from medqa_lib.publish.hub import find_adapters
 
 pytestmark = pytest.mark.slow
 CLIENTS, TOKENS, GROWTH_MB = 50, 8, 300

@@ -22,7 +22,7 @@ _context.set_forkserver_preload(["fault_preload"])
 
 
 class Training:
-    """One process that runs `python -m medqa_lib.training exp_004` (smoke profile, 16 steps, saved every 2).
+    """One process that runs `python -m medqa_lib.training.run exp_004` (smoke profile, 16 steps, saved every 2).
 
     Args:
         home: MEDQA_HOME. With scratch the Trainer saves there and copies to home, as in Colab.
@@ -101,13 +101,14 @@ def _train(variables, log, fault):
     os.dup2(descriptor, 2)
     sys.stdout = open(1, "w", buffering=1, closefd=False)
     sys.stderr = open(2, "w", buffering=1, closefd=False)
-    from medqa_lib import config, training
+    from medqa_lib import config
+    from medqa_lib.training import run as training
 
     config.PROFILES["smoke"] = dataclasses.replace(config.PROFILES["smoke"], step_divisor=STEP_DIVISOR)
     if fault:
         fault()
     before(training.CheckpointSession, "on_step_end", lambda session, args, state, *_, **__: print(f"\nSTEP {state.global_step}"))
-    sys.argv = ["medqa_lib.training", EXPERIMENT]
+    sys.argv = ["medqa_lib.training.run", EXPERIMENT]
     training.main()
 
 

@@ -29,25 +29,25 @@ def nth_call(n, action):
 
 
 def at_step(step, action):
-    from medqa_lib.training import CheckpointSession
+    from medqa_lib.training.run import CheckpointSession
 
     before(CheckpointSession, "on_step_end", lambda session, args, state, *rest, **kw: action() if state.global_step == step else None)
 
 
 def kill_in_a_step():
-    from medqa_lib.trainer import AnswerTrainer
+    from medqa_lib.training.trainer import AnswerTrainer
 
     before(AnswerTrainer, "training_step", nth_call(7, die))
 
 
 def kill_in_a_save():
-    from medqa_lib.trainer import AnswerTrainer
+    from medqa_lib.training.trainer import AnswerTrainer
 
     before(AnswerTrainer, "_save_optimizer_and_scheduler", nth_call(3, die))  # the adapter is written, the rest is not
 
 
 def kill_before_a_manifest():
-    from medqa_lib import checkpoint_session
+    from medqa_lib.training import session as checkpoint_session
 
     before(checkpoint_session, "write_manifest", nth_call(3, die))
 
@@ -70,13 +70,13 @@ def kill_in_the_pruning():
 
 
 def kill_in_validation():
-    from medqa_lib.trainer import AnswerTrainer
+    from medqa_lib.training.trainer import AnswerTrainer
 
     before(AnswerTrainer, "log", nth_call(5, die))  # the validation loss of step 4 is known, its checkpoint is not saved
 
 
 def kill_in_the_answers():
-    from medqa_lib import generation
+    from medqa_lib.evaluation import generation
 
     before(generation, "generate_records", nth_call(1, die))
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from fault_harness import EXPERIMENT, SAVE_EVERY, STEPS, Training, checkpoint_dir, run_to_end
 
-from medqa_lib.checkpoints import latest_valid, verify
+from medqa_lib.training.checkpoints import latest_valid, verify
 
 pytestmark = pytest.mark.faults
 
@@ -243,7 +243,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(tmp_
 def launch(home, processes=2):
     """As the README gives it; the smoke profile at its own size, 4 steps. Without a GPU accelerate needs --multi_gpu to start several."""
     several = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
-    command = [sys.executable, *(several if processes > 1 else []), "-m", "medqa_lib.training", EXPERIMENT]
+    command = [sys.executable, *(several if processes > 1 else []), "-m", "medqa_lib.training.run", EXPERIMENT]
     variables = {**os.environ, "MEDQA_PROFILE": "smoke", "MEDQA_HOME": str(home), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
 
@@ -314,7 +314,7 @@ def test_hub_that_is_gone_before_the_download_is_explained(tmp_path):
 def cache_model(tmp_path, *, without=()):
     """Put the smoke model into the Hub's cache, as a download would, less the files that it had not come to."""
     from medqa_lib.config import PROFILES
-    from medqa_lib.weights import model_path
+    from medqa_lib.standin import model_path
 
     repository = tmp_path / "hf" / "hub" / "models--someone--tiny"
     snapshot = repository / "snapshots" / ("0" * 40)

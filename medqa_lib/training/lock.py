@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from medqa_lib.checkpoints import CheckpointError, write_json_atomically
+from medqa_lib.training.checkpoints import CheckpointError, write_json_atomically
 
 HEARTBEAT_S = 120
 STALE_S = 600  # another machine's lock is dead when its heartbeat is older than this

@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 
 from medqa_lib.config import Profile
-from medqa_lib.generation import compare_answers, generate_answers
-from medqa_lib.hub import chat_template, load_adapters
+from medqa_lib.evaluation.generation import compare_answers, generate_answers
 from medqa_lib.model import load_base_model, load_merged, load_tokenizer
 from medqa_lib.prompts import TEMPLATE, format_prompt
+from medqa_lib.publish.hub import chat_template, load_adapters
 
 # Mean share of an answer's words before its first difference. A wrong template, a forgotten adapter or a permuted weight puts it near
 # the control's; rounding moves one answer in several, and only late.
@@ -161,7 +161,7 @@ def check_parity(adapter_dir: Path, merged: Path, questions: Sequence[str], prof
     """
     from transformers import AutoModelForCausalLM
 
-    from medqa_lib.demo import Engine
+    from medqa_lib.publish.demo import Engine
 
     tokenizer, questions = load_tokenizer(profile), list(questions)
 

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from transformers import TrainerCallback
 
-from medqa_lib.checkpoints import (
+from medqa_lib.training.checkpoints import (
     MANIFEST,
     CheckpointError,
     checkpoint_step,
@@ -26,7 +26,7 @@ from medqa_lib.checkpoints import (
     verify,
     write_manifest,
 )
-from medqa_lib.run_lock import RunLock
+from medqa_lib.training.lock import RunLock
 
 DISK_ERRORS = ("No space left", "PytorchStreamWriter", "inline_container", "File too large", "Read-only file system", "Permission denied",
                "I/O error", "quota")

@@ -1,6 +1,6 @@
 """Train one experiment with `transformers.Trainer`: audited, checkpointed, resumable; then evaluate it.
 
-`accelerate launch -m medqa_lib.training exp_004` trains on several processes; alone, `python -m medqa_lib.training exp_004`.
+`accelerate launch -m medqa_lib.training.run exp_004` trains on several processes; alone, `python -m medqa_lib.training.run exp_004`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from medqa_lib import audit, planning, weights
-from medqa_lib.checkpoint_session import CheckpointSession
-from medqa_lib.checkpoints import checkpoint_folders, checkpoint_step, list_checkpoints
+from medqa_lib import audit
+from medqa_lib import standin as weights
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
-from medqa_lib.data import prepare_splits
-from medqa_lib.evaluation import choose_test_questions, encode_validation, evaluate_run, result_identity, run_base
+from medqa_lib.data.prepare import prepare_splits
+from medqa_lib.evaluation.results import RunResult, find_finished, load_run, run_folder, run_identity
+from medqa_lib.evaluation.run import choose_test_questions, encode_validation, evaluate_run, result_identity, run_base
+from medqa_lib.fast import plan as planning
 from medqa_lib.labels import PaddingCollator, encode_split, pad_supervised
 from medqa_lib.loss_check import to_device
 from medqa_lib.model import add_lora, load_base_model, load_tokenizer, require_end_token, trainable_share
-from medqa_lib.results import RunResult, find_finished, load_run, run_folder, run_identity
-from medqa_lib.trainer import fit, loss_history
+from medqa_lib.training.checkpoints import checkpoint_folders, checkpoint_step, list_checkpoints
+from medqa_lib.training.session import CheckpointSession
+from medqa_lib.training.trainer import fit, loss_history
 
 VALIDATION_PAIRS_WHILE_TRAINING = 400  # the curve needs fewer than the final figure, which uses all
 
@@ -162,7 +164,7 @@ def measure_step(model, examples: list[dict], collator, plan) -> tuple[float, fl
 
 def main() -> None:
     """Train the experiments that the command line names."""
-    parser = argparse.ArgumentParser(prog="medqa_lib.training", description=run_experiment.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="medqa_lib.training.run", description=run_experiment.__doc__.splitlines()[0])
     parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT",
                         help="for example exp_004; `base` and `base_random` evaluate the untuned model")
     for name in parser.parse_args().experiments:
@@ -173,6 +175,3 @@ def main() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # a process that ends inside the group is sometimes aborted by gloo's threads
 
-
-if __name__ == "__main__":
-    main()

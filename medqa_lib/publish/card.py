@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from medqa_lib.baselines import REFERENCE_LINES
 from medqa_lib.config import home_dir
-from medqa_lib.data import leakage_report, load_splits
-from medqa_lib.evaluation import SHOWCASE_QUESTIONS
+from medqa_lib.data.prepare import leakage_report, load_splits
+from medqa_lib.evaluation.baselines import REFERENCE_LINES
+from medqa_lib.evaluation.results import RunResult, load_run
+from medqa_lib.evaluation.run import SHOWCASE_QUESTIONS
+from medqa_lib.evaluation.significance import compare_runs
 from medqa_lib.prompts import format_prompt
-from medqa_lib.results import RunResult, load_run
-from medqa_lib.statistics import compare_runs
 
 SHOWN_METRICS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "bleu": "BLEU", "token_f1": "token F1",
                  "bertscore_f1": "BERTScore F1"}

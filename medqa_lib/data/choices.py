@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from medqa_lib.texts import text_cell
+from medqa_lib.data.texts import text_cell
 
 LETTERS = "ABCDEFGHIJ"
 

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from medqa_lib.config import MODELS, Profile, current_profile
-from medqa_lib.hub import copy_adapter, public_name
+from medqa_lib.publish.hub import copy_adapter, public_name
 
 SPACE_README = """\
 ---
@@ -33,7 +33,7 @@ import os
 
 os.environ.setdefault("MEDQA_MODEL", "{model}")
 
-from medqa_lib.demo import main  # noqa: E402
+from medqa_lib.publish.demo import main  # noqa: E402
 
 main(["--adapter", "adapters"])
 '''
@@ -55,7 +55,7 @@ def write_space(folder: Path, adapters: dict[str, Path], profile: Profile | None
     shown, app, first_line = folder / "adapters", folder / "app.py", SPACE_APP.partition("\n")[0]
     if shown.exists() and not (app.exists() and app.read_text().startswith(first_line)):
         raise ValueError(f"{shown} is there already and is no Space's: it would be replaced. Choose another folder.")
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", "sample"), dirs_exist_ok=True)
     app.write_text(SPACE_APP.format(model=profile.model))
     new = folder / "adapters.new"

@@ -24,7 +24,7 @@ try:
     import triton
     from bitsandbytes.functional import dequantize_4bit
 
-    from medqa_lib import fast_kernels as kernels
+    from medqa_lib.fast import kernels
 except ImportError:  # no Triton on this platform: the standard path is used
     triton = None
 

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from medqa_lib.fast_train import install_fast_layers, triton
+from medqa_lib.fast.train import install_fast_layers, triton
 from medqa_lib.labels import IGNORE_INDEX
 
 PATHS = ("fast", "flattened", "padded")

@@ -13,12 +13,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from medqa_lib import generation, likelihood, metrics
+from medqa_lib import metrics
 from medqa_lib.config import Experiment, Profile, current_profile, home_dir
-from medqa_lib.data import hash_splits, prepare_splits
+from medqa_lib.data.prepare import hash_splits, prepare_splits
+from medqa_lib.evaluation import generation, likelihood
+from medqa_lib.evaluation.results import RunResult, describe_environment, find_finished, question_id, run_folder, run_identity, save_run
 from medqa_lib.labels import UNUSABLE, encode_split
 from medqa_lib.model import load_base_model, load_merged, load_tokenizer, require_end_token
-from medqa_lib.results import RunResult, describe_environment, find_finished, question_id, run_folder, run_identity, save_run
 
 # Written for this project, none of them from a data set: each run's answers to them may be shown.
 SHOWCASE_QUESTIONS = (

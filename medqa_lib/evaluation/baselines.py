@@ -1,6 +1,6 @@
 """Reference lines: what a score is worth shows only beside what costs nothing.
 
-`python -m medqa_lib.baselines` writes them as runs beside the base run. None of them trains, and only one generates.
+`python -m medqa_lib.evaluation.baselines` writes them as runs beside the base run. None of them trains, and only one generates.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from medqa_lib import evaluation, metrics
+from medqa_lib import metrics
 from medqa_lib.config import Profile, current_profile, home_dir
-from medqa_lib.data import prepare_splits
-from medqa_lib.generation import Answer, AnswerStore, generate_records
+from medqa_lib.data.prepare import prepare_splits
+from medqa_lib.evaluation import run as evaluation
+from medqa_lib.evaluation.generation import Answer, AnswerStore, generate_records
+from medqa_lib.evaluation.results import RunResult, describe_environment, find_finished, run_folder, save_run
 from medqa_lib.model import load_merged, load_tokenizer
 from medqa_lib.prompts import encode_chat_prompt
-from medqa_lib.results import RunResult, describe_environment, find_finished, run_folder, save_run
 
 REFERENCE_LINES = {
     "line_chat_template": "the untuned model, asked in the chat template that it was released with",

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from medqa_lib import choices, texts
-from medqa_lib.texts import text_cell, text_key
+from medqa_lib.data import choices, texts
+from medqa_lib.data.texts import text_cell, text_key
 
 MIN_WORDS_BESIDE_TABLE = 10  # what is left of an answer beside a phenotype table must say something
 MAX_CELL_CHARACTERS = 50_000  # the longest real answer has 30,000; beyond it, a quote in the CSV was not closed

@@ -18,7 +18,7 @@ AFRIMEDQA_HUB = "intronhealth/afrimedqa_v2"  # gated
 AFRIMEDQA_MIRROR = "afrimedqa/afrimedqa_v2"
 HOW_TO_ACCEPT = (f"{AFRIMEDQA_HUB} is gated: accept its conditions on https://huggingface.co/datasets/{AFRIMEDQA_HUB}, "
                  "then log in with a token of that account (HF_TOKEN; notebook 01).")
-SAMPLE_DIR = Path(__file__).parent / "sample"
+SAMPLE_DIR = Path(__file__).parents[1] / "sample"
 FILES = {"medquad": "medquad.csv", "afrimedqa": "afrimedqa_v2*.csv"}
 REQUIRED = {"medquad": ("question", "answer", "focus_area"),
             "afrimedqa": ("question_type", "question", "answer_options", "correct_answer", "answer_rationale")}

@@ -9,9 +9,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from medqa_lib.config import POLICIES
+from medqa_lib.evaluation.plots import BLUE, GREY, ORANGE, SKY, STYLE
 from medqa_lib.labels import IGNORE_INDEX, PaddingCollator, encode_example
 from medqa_lib.loss_check import loss_targets
-from medqa_lib.plots import BLUE, GREY, ORANGE, SKY, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from medqa_lib.texts import text_key
+from medqa_lib.data.texts import text_key
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

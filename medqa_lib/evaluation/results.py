@@ -120,7 +120,7 @@ def find_finished(folder: Path, identity: dict) -> RunResult | None:
     Raises:
         ValueError: it is another run's; the message lists what differs.
     """
-    from medqa_lib.checkpoints import identity_differences
+    from medqa_lib.training.checkpoints import identity_differences
 
     if not (folder / "metrics.json").exists():
         return None

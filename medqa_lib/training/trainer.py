@@ -11,12 +11,13 @@ import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from medqa_lib import likelihood, planning
-from medqa_lib.checkpoint_session import CheckpointSession
-from medqa_lib.checkpoints import checkpoint_step
 from medqa_lib.config import Experiment
+from medqa_lib.evaluation import likelihood
+from medqa_lib.fast import plan as planning
 from medqa_lib.labels import IGNORE_INDEX
 from medqa_lib.loss_check import check_trainer_loss, to_device
+from medqa_lib.training.checkpoints import checkpoint_step
+from medqa_lib.training.session import CheckpointSession
 
 
 class ProgressBar(TrainerCallback):

@@ -17,8 +17,8 @@ import torch
 from torch.nn.attention import sdpa_kernel
 from tqdm import tqdm
 
-from medqa_lib import fast_decode
-from medqa_lib.answers import Answer, AnswerStore, canonical_json, hash_adapter
+from medqa_lib.evaluation.answers import Answer, AnswerStore, canonical_json, hash_adapter
+from medqa_lib.fast import decode as fast_decode
 from medqa_lib.prompts import encode_prompt
 
 if TYPE_CHECKING:

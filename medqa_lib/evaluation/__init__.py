@@ -1,0 +1,1 @@
+"""Answer the test questions, score the answers, compare runs."""

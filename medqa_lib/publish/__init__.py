@@ -1,0 +1,1 @@
+"""What others get: the adapter with its card on the Hub, the exported model, the demo and its Space."""
