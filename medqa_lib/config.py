@@ -21,8 +21,8 @@ class LoraSettings:
     """LoRA as `peft.LoraConfig` takes it; 0.139% of TinyLlama's weights with the defaults."""
 
     r: int = 8
-    alpha: int = 16
-    dropout: float = 0.05
+    lora_alpha: int = 16
+    lora_dropout: float = 0.05
     target_modules: tuple[str, ...] = QKV
     bias: str = "none"
     use_rslora: bool = False
@@ -31,55 +31,56 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training run. `differs_in` names every field in which it differs from `partner`; a test holds it to that."""
+    """One training run. `changed_fields` names every field in which it differs from `baseline`; a test holds it to that."""
 
     name: str
     question: str
     max_steps: int
     learning_rate: float
-    labels: str
+    label_policy: str
     lora: LoraSettings = field(default_factory=LoraSettings)
-    partner: str | None = None
-    differs_in: tuple[str, ...] = ()
-    effective_batch: int = 32
+    baseline: str | None = None
+    changed_fields: tuple[str, ...] = ()
+    total_batch_size: int = 32
     seed: int = 42
     split: str = "group"
     truncation: str = "sentence"
-    lr_scheduler: str = "linear"
-    warmup_share: float = 0.03
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: float = 0.03
     weight_decay: float = 0.0
-    lora_plus_ratio: float | None = None
-    max_length_tokens: int = 512
-    log_and_save_steps: int = 50
+    loraplus_lr_ratio: float | None = None
+    max_length: int = 512
+    logging_steps: int = 50
+    save_steps: int = 50
 
 
 def _experiments() -> dict[str, Experiment]:
     baseline = Experiment("exp_001", "What does a baseline adaptation of two epochs give?", 908, 5e-5, "preshifted")
     fewer = Experiment("exp_002", "Do fewer steps suffice?", 400, 1e-4, "preshifted",
-                       partner="exp_001", differs_in=("max_steps", "learning_rate"))
+                       baseline="exp_001", changed_fields=("max_steps", "learning_rate"))
     higher = Experiment("exp_003", "Does a higher learning rate help?", 400, 2e-4, "preshifted",
-                        partner="exp_002", differs_in=("learning_rate",))
+                        baseline="exp_002", changed_fields=("learning_rate",))
     fixed = Experiment("exp_004", "What does the label-shift fix give?", 400, 2e-4, "aligned",
-                       partner="exp_003", differs_in=("labels",))
+                       baseline="exp_003", changed_fields=("label_policy",))
     best = dataclasses.replace(fixed, name="exp_005", question="How far does the best recipe of a search within the same budget go?",
-                               learning_rate=4e-3, lr_scheduler="cosine", lora=LoraSettings(dropout=0.0, target_modules=ALL_LINEAR),
-                               partner="exp_004", differs_in=("learning_rate", "lr_scheduler", "lora"))
+                               learning_rate=4e-3, lr_scheduler_type="cosine", lora=LoraSettings(lora_dropout=0.0, target_modules=ALL_LINEAR),
+                               baseline="exp_004", changed_fields=("learning_rate", "lr_scheduler_type", "lora"))
     runs = [baseline, fewer, higher, fixed, best]
     for run in (baseline, fewer):
-        runs.append(dataclasses.replace(run, name=f"{run.name}_aligned", labels="aligned", partner=run.name, differs_in=("labels",),
+        runs.append(dataclasses.replace(run, name=f"{run.name}_aligned", label_policy="aligned", baseline=run.name, changed_fields=("label_policy",),
                                         question=f"What would {run.name} have given with aligned labels?"))
     for policy in ("full_sequence", "padding_supervised", "no_eos"):
-        runs.append(dataclasses.replace(fixed, name=f"ablation_{policy}", labels=policy, partner="exp_004", differs_in=("labels",),
+        runs.append(dataclasses.replace(fixed, name=f"ablation_{policy}", label_policy=policy, baseline="exp_004", changed_fields=("label_policy",),
                                         question=f"What does the misalignment '{policy}' cost?"))
     for truncation in ("cut", "drop"):
-        runs.append(dataclasses.replace(fixed, name=f"truncation_{truncation}", truncation=truncation, partner="exp_004",
-                                        differs_in=("truncation",), question=f"What if long answers are treated by '{truncation}'?"))
+        runs.append(dataclasses.replace(fixed, name=f"truncation_{truncation}", truncation=truncation, baseline="exp_004",
+                                        changed_fields=("truncation",), question=f"What if long answers are treated by '{truncation}'?"))
     for run in (higher, fixed):
-        runs.append(dataclasses.replace(run, name=f"{run.name}_random", split="random", partner=run.name, differs_in=("split",),
+        runs.append(dataclasses.replace(run, name=f"{run.name}_random", split="random", baseline=run.name, changed_fields=("split",),
                                         question=f"How much does a leaking random split flatter {run.name}?"))
     for run in (higher, fixed, best):
         for seed in (43, 44):
-            runs.append(dataclasses.replace(run, name=f"{run.name}_seed{seed}", seed=seed, partner=run.name, differs_in=("seed",),
+            runs.append(dataclasses.replace(run, name=f"{run.name}_seed{seed}", seed=seed, baseline=run.name, changed_fields=("seed",),
                                             question=f"How much of {run.name} is the luck of one seed?"))
     return {run.name: run for run in runs}
 
@@ -101,9 +102,9 @@ class Profile:
     name: str
     model: str
     step_divisor: int = 1
-    effective_batch: int | None = None
-    max_length_tokens: int | None = None
-    log_and_save_steps: int | None = None
+    total_batch_size: int | None = None
+    max_length: int | None = None
+    save_steps: int | None = None
     max_new_tokens: int = 256
     validation_pairs: int | None = None
     test_questions: int | None = None
@@ -117,7 +118,9 @@ class Profile:
     def scale(self, experiment: Experiment) -> Experiment:
         """The experiment at this profile's size."""
         smaller = {"max_steps": max(2, round(experiment.max_steps / self.step_divisor))}
-        for name in ("effective_batch", "max_length_tokens", "log_and_save_steps"):
+        if self.save_steps is not None:
+            smaller |= {"save_steps": self.save_steps, "logging_steps": self.save_steps}
+        for name in ("total_batch_size", "max_length"):
             if getattr(self, name) is not None:
                 smaller[name] = getattr(self, name)
         return dataclasses.replace(experiment, **smaller)
@@ -125,9 +128,9 @@ class Profile:
 
 PROFILES = {
     "gpu": Profile("gpu", "tinyllama-1.1b-chat", bertscore_encoder="roberta-large"),
-    "cpu": Profile("cpu", "smollm2-135m", step_divisor=25, effective_batch=8, max_length_tokens=96, log_and_save_steps=8,
+    "cpu": Profile("cpu", "smollm2-135m", step_divisor=25, total_batch_size=8, max_length=96, save_steps=8,
                    max_new_tokens=64, validation_pairs=24, test_questions=16, bertscore_encoder="all-minilm-l6-v2"),
-    "smoke": Profile("smoke", "smoke-llama", step_divisor=100, effective_batch=4, max_length_tokens=192, log_and_save_steps=2,
+    "smoke": Profile("smoke", "smoke-llama", step_divisor=100, total_batch_size=4, max_length=192, save_steps=2,
                      max_new_tokens=8, validation_pairs=8, test_questions=4),
 }
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from medqa_lib.config import POLICIES
-from medqa_lib.prompts import format_prompt, neutralize, strip_eos
+from medqa_lib.prompts import escape_special_tokens, format_prompt, strip_eos
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,7 +29,7 @@ UNUSABLE = {
     "prompt_too_long": "the prompt alone fills max_length",
     "dropped_too_long": "it is longer than max_length and truncation is 'drop'",
     "prompt_not_prefix": "the prompt's ids are not a prefix of the example's ids",
-    "control_token": "its text still holds a control token; prompts.neutralize must learn it",
+    "control_token": "its text still holds a control token; prompts.escape_special_tokens must learn it",
 }
 # The end of a sentence, followed by white space. Not "1." of a list, and not the commonest abbreviations.
 _SENTENCE_END = re.compile(r"(?<!\s\d)(?<!\s\d\d)(?<!\bDr)(?<!\bvs)(?<!e\.g)(?<!i\.e)[.!?][\"')\]]*(?=\s)")
@@ -122,7 +122,7 @@ def _encode_batch(tokenizer, questions, answers, max_length: int, truncation: st
     if truncation not in TRUNCATIONS:
         raise ValueError(f"Unknown truncation {truncation!r}; expected one of {', '.join(TRUNCATIONS)}.")
     prompts = [format_prompt(question) for question in questions]
-    answers = [neutralize(answer.strip()) for answer in answers]
+    answers = [escape_special_tokens(answer.strip()) for answer in answers]
     prompt_rows = strip_eos(tokenizer, tokenizer(prompts)["input_ids"])
     # verbose: no warning about rows beyond the model's own length, they are cut below.
     encoding = tokenizer([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], verbose=False)

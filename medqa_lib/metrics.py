@@ -34,8 +34,8 @@ METRICS = {
     "bleu": ("BLEU (0-100)", 1),
     "token_f1": ("Token F1", 1),
     "bertscore_f1": ("BERTScore F1", 1),
-    "option_accuracy": ("Multiple choice (share right)", 1),
-    "stopped": ("Stops by itself (share)", 1),
+    "mcq_accuracy": ("Multiple choice (share right)", 1),
+    "eos_rate": ("Stops by itself (share)", 1),
     "repeated_4gram_share": ("Repeated 4-grams (share)", -1),
     "question_copy_share": ("Copied from question (share)", -1),
     "words": ("Length (words)", 0),
@@ -44,7 +44,7 @@ METRICS = {
     "smog": ("SMOG (grade)", 0),
 }
 # Metric -> the columns that are summed over examples before it is computed; any other is the mean of its own column.
-CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "length_ratio": ("words", "reference_words"), "option_accuracy": ("option_right", "option_asked")}
+CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "length_ratio": ("words", "reference_words"), "mcq_accuracy": ("mcq_correct", "mcq_asked")}
 
 
 def score_answers(predictions: Sequence[str], references: Sequence[str], questions: Sequence[str] | None = None,
@@ -75,7 +75,7 @@ def score_answers(predictions: Sequence[str], references: Sequence[str], questio
     if questions is not None:
         scores["question_copy_share"] = [_share_copied(p, q) for p, q in zip(predictions, questions, strict=True)]
     if stopped is not None:
-        scores["stopped"] = np.asarray(stopped, dtype=float)
+        scores["eos_rate"] = np.asarray(stopped, dtype=float)
     return scores[[name for name in (*METRICS, "reference_words", *BLEU_COLUMNS) if name in scores]]
 
 

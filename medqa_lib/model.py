@@ -48,7 +48,7 @@ def cache_argument() -> str:
     return "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 
 
-def require_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_eos_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Stop unless the tokenizer's end token, which training appends and generation stops at, is one that ends the model's own answers.
 
     Raises:
@@ -110,7 +110,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 42) -> 
     """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, bias=settings.bias,
+    config = LoraConfig(r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, bias=settings.bias,
                         target_modules=list(settings.target_modules), use_rslora=settings.use_rslora, use_dora=settings.use_dora,
                         task_type="CAUSAL_LM", revision=getattr(model.config, "_commit_hash", None))  # the Hub's, if it came from there
     torch.manual_seed(seed)

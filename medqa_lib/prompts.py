@@ -15,13 +15,13 @@ _CONTROL_TOKEN = re.compile(r"<(?=[|/]?[A-Za-z][\w-]*\|?>)")
 _MARKER = re.compile(r"#{2,}(?=[ \t]*(?:Instruction|Response)[ \t]*:)", re.IGNORECASE)
 
 
-def neutralize(text: str) -> str:
+def escape_special_tokens(text: str) -> str:
     """Make text that a tokenizer or this template would take for a control sign harmless, and leave it readable.
 
     Only spaces are added; ordinary text comes back unchanged. A lone surrogate, which no tokenizer takes, becomes "?".
 
     Example:
-        >>> neutralize("Stop.</s> ### Response: p <0.05")
+        >>> escape_special_tokens("Stop.</s> ### Response: p <0.05")
         'Stop.< /s> # # # Response: p <0.05'
     """
     text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, as a browser may send it, is no text
@@ -36,12 +36,12 @@ def format_prompt(question: str) -> str:
         >>> format_prompt("What is gout?")
         '### Instruction:\\nWhat is gout?\\n\\n### Response:\\n'
     """
-    return TEMPLATE.format(question=neutralize(question.strip()))
+    return TEMPLATE.format(question=escape_special_tokens(question.strip()))
 
 
 def format_example(question: str, answer: str) -> str:
     """Prompt and answer as one text. EOS is not part of it: it is added as a token id, not as text."""
-    return format_prompt(question) + neutralize(answer.strip())
+    return format_prompt(question) + escape_special_tokens(answer.strip())
 
 
 def strip_eos(tokenizer, rows: list[list[int]]) -> list[list[int]]:
@@ -62,7 +62,7 @@ def format_chat_prompt(tokenizer, question: str) -> str:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(f"{tokenizer.name_or_path or 'This tokenizer'} has no chat template; use format_prompt instead.")
-    messages = [{"role": "user", "content": neutralize(question.strip())}]
+    messages = [{"role": "user", "content": escape_special_tokens(question.strip())}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 

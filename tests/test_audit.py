@@ -6,7 +6,14 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn.functional import one_hot, pad
-from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, modeling_utils
+from transformers import (
+    DataCollatorWithFlattening,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+    modeling_utils,
+)
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from medqa_lib.audit import audit_alignment, require_policy
@@ -291,19 +298,19 @@ def test_check_loss_allows_more_in_bfloat16(llama_like):
         check_loss(model, [batch], loss + 2e-2)
 
 
-def make_trainer(tmp_path, tokenizer, collator, rows=2, accumulation=3, kind=Trainer):
-    arguments = TrainingArguments(str(tmp_path), per_device_train_batch_size=rows, gradient_accumulation_steps=accumulation, max_steps=1,
+def make_trainer(tmp_path, tokenizer, collator, rows=2, gradient_accumulation_steps=3, kind=Trainer):
+    arguments = TrainingArguments(str(tmp_path), per_device_train_batch_size=rows, gradient_accumulation_steps=gradient_accumulation_steps, max_steps=1,
                                   learning_rate=0.0, logging_steps=1, report_to=[], use_cpu=True, remove_unused_columns=False,
                                   save_strategy="no", disable_tqdm=True)
     examples = [{name: row[name] for name in ("input_ids", "labels")} for row in encode(tokenizer)]
     return kind(tiny_llama(), arguments, train_dataset=examples, data_collator=collator)
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 3])
 @pytest.mark.parametrize("batching", BATCHINGS)
-def test_check_trainer_loss_holds_in_every_batching_and_is_what_it_trains_on(tmp_path, llama_like, batching, accumulation):
+def test_check_trainer_loss_holds_in_every_batching_and_is_what_it_trains_on(tmp_path, llama_like, batching, gradient_accumulation_steps):
     collator = BATCHINGS[batching](llama_like)
-    trainer = make_trainer(tmp_path, llama_like, collator, 6 // accumulation, accumulation)
+    trainer = make_trainer(tmp_path, llama_like, collator, 6 // gradient_accumulation_steps, gradient_accumulation_steps)
     state = torch.get_rng_state()
     assert check_trainer_loss(trainer) < 1e-5
     assert torch.equal(torch.get_rng_state(), state)

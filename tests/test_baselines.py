@@ -3,7 +3,7 @@
 import pytest
 
 from medqa_lib.config import PROFILES
-from medqa_lib.data.prepare import prepare_splits
+from medqa_lib.data import prepare_splits
 from medqa_lib.evaluation import baselines
 from medqa_lib.evaluation import run as evaluation
 
@@ -24,18 +24,18 @@ def test_cut_words(answer, reference, cut):
 def test_run_reference_lines_answers_the_base_runs_questions(tmp_path, monkeypatch):
     profile = PROFILES["smoke"]
     splits = prepare_splits(home=tmp_path)
-    lines = baselines.run_reference_lines(splits, profile, tmp_path)
+    lines = baselines.run_baselines(splits, profile, tmp_path)
     base = evaluation.run_base(splits, profile, tmp_path)
-    assert {"line_base_cut", "line_nearest_answer"} <= set(lines) <= set(baselines.REFERENCE_LINES)
+    assert {"baseline_untuned_cut", "baseline_nearest_answer"} <= set(lines) <= set(baselines.BASELINES)
     for run in lines.values():
         assert list(run.scores["question_id"]) == list(base.scores["question_id"])
         assert run.metrics["n_test"] == base.metrics["n_test"] == profile.test_questions
-    cut = lines["line_base_cut"].scores
+    cut = lines["baseline_untuned_cut"].scores
     assert (cut["words"] <= cut["reference_words"]).all()
     assert (cut["words"] == base.scores[["words", "reference_words"]].min(axis=1)).all()
-    nearest = lines["line_nearest_answer"]
-    assert nearest.showcase.empty
-    assert "stopped" not in nearest.metrics
+    nearest = lines["baseline_nearest_answer"]
+    assert nearest.samples.empty
+    assert "eos_rate" not in nearest.metrics
     monkeypatch.setattr(baselines, "save_run", None)  # a second call only reads
-    again = baselines.run_reference_lines(splits, profile, tmp_path)
+    again = baselines.run_baselines(splits, profile, tmp_path)
     assert {name: run.metrics for name, run in again.items()} == {name: run.metrics for name, run in lines.items()}

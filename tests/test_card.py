@@ -11,9 +11,9 @@ from datasets import Dataset, DatasetDict
 from smoke_adapters import SMOKE, make_adapter
 
 from medqa_lib.config import get_experiment
-from medqa_lib.data.prepare import hash_splits, save_splits
+from medqa_lib.data import hash_splits, save_splits
 from medqa_lib.evaluation.results import load_runs, run_identity, save_run
-from medqa_lib.evaluation.run import SHOWCASE_QUESTIONS
+from medqa_lib.evaluation.run import SAMPLE_QUESTIONS
 from medqa_lib.metrics import score_answers
 from medqa_lib.publish import hub
 from medqa_lib.publish.card import ACCEPTED_ANSWERS, write_card
@@ -57,7 +57,7 @@ def make_card(home, repository="someone/medqa", **changes):
 def test_write_card_has_front_matter_that_the_hub_reads(card):
     data = yaml.safe_load(card.split("---")[1])
     assert data["license"] == "cc-by-nc-sa-4.0" and data["base_model"] == "owner/Base" and data["library_name"] == "peft"
-    assert data["widget"][0]["text"] == f"### Instruction:\n{SHOWCASE_QUESTIONS[0]}\n\n### Response:\n"
+    assert data["widget"][0]["text"] == f"### Instruction:\n{SAMPLE_QUESTIONS[0]}\n\n### Response:\n"
 
 
 def test_write_card_reports_results_with_intervals_and_n(card):
@@ -68,9 +68,9 @@ def test_write_card_reports_results_with_intervals_and_n(card):
 
 
 def test_write_card_shows_wrong_answers_beside_accepted_ones(home):
-    shown = pd.DataFrame({"question": SHOWCASE_QUESTIONS, "answer": "Yes | and\nno. " + "Word " * 99})
-    assert set(ACCEPTED_ANSWERS) < set(SHOWCASE_QUESTIONS)
-    rows = [line for line in make_card(home, showcase=shown).splitlines() if line.startswith("| Can I take antibiotics")]
+    shown = pd.DataFrame({"question": SAMPLE_QUESTIONS, "answer": "Yes | and\nno. " + "Word " * 99})
+    assert set(ACCEPTED_ANSWERS) < set(SAMPLE_QUESTIONS)
+    rows = [line for line in make_card(home, samples=shown).splitlines() if line.startswith("| Can I take antibiotics")]
     question, answer, accepted = rows[0].replace("\\|", "/").strip("| ").split(" | ")
     assert answer.startswith("Yes / and no. Word") and answer.endswith("Word …") and len(answer) <= 302 and accepted.startswith("No:")
     assert "has not kept any" in make_card(home)
@@ -86,7 +86,7 @@ def test_write_card_reports_what_overlap_does_not_show_if_the_run_knows_it(home)
 def test_write_card_shows_the_reference_lines_that_were_run(home, card):
     assert "To be read beside it" not in card
     run = load_runs(home / "results")["exp_004"]
-    save_run(home / "results" / "line_nearest_answer", run.config, {"rougeL": 0.25, "bleu": 9.143}, run.scores, run.losses, [])
+    save_run(home / "results" / "baseline_nearest_answer", run.config, {"rougeL": 0.25, "bleu": 9.143}, run.scores, run.losses, [])
     assert "the answer of the most similar training question (TF-IDF) | 0.2500 | 9.14 |" in make_card(home)
 
 
@@ -106,7 +106,7 @@ def test_write_card_names_recipe_labels_licences_and_limits(card):
 def test_write_card_names_what_differs_from_plain_lora(home):
     config = load_runs(home / "results")["exp_004"].config
     recipe = config["identity"]["experiment"]
-    recipe |= {"learning_rate": 1e-3, "lr_scheduler": "cosine", "lora_plus_ratio": 16.0, "truncation": "drop", "weight_decay": 0.01}
+    recipe |= {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "loraplus_lr_ratio": 16.0, "truncation": "drop", "weight_decay": 0.01}
     recipe["lora"] |= {"use_rslora": True, "use_dora": True}
     card = make_card(home, config=config)
     for text in ("| rsLoRA, DoRA, r 8,", "| 0.001 (LoRA+: 16 times that for B), cosine, warm-up 3% |", "| weight decay | 0.01 |",
@@ -140,5 +140,5 @@ def test_write_card_shows_code_that_answers_as_the_demo_does(home, tmp_path):
     code = exact + load + ask.replace("256", "8") + "import sys; assert not [name for name in sys.modules if 'medqa' in name]"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    _, tuned = list(Engine({"exp": adapter}, SMOKE).stream(SHOWCASE_QUESTIONS[0], "exp", 8))[-1]
+    _, tuned = list(Engine({"exp": adapter}, SMOKE).stream(SAMPLE_QUESTIONS[0], "exp", 8))[-1]
     assert run.stdout.strip() == tuned

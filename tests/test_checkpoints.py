@@ -145,12 +145,12 @@ def test_latest_valid_sorts_by_number_and_ignores_other_names(tmp_path):
 
 def test_latest_valid_refuses_another_identity_and_lists_only_the_differences(tmp_path):
     make_checkpoint(tmp_path, 2)
-    wanted = {"experiment": {"labels": "preshifted", "lora": {"r": 8}}, "data": "abd"}
+    wanted = {"experiment": {"label_policy": "preshifted", "lora": {"r": 8}}, "data": "abd"}
     with pytest.raises(ResumeRefused) as refusal:
         latest_valid(tmp_path, wanted)
     text = str(refusal.value)
     assert "data: checkpoint 'abc', this run 'abd'" in text
-    assert "experiment.labels: checkpoint 'aligned', this run 'preshifted'" in text
+    assert "experiment.label_policy: checkpoint 'aligned', this run 'preshifted'" in text
     assert "lora" not in text and "Delete or rename" in text
 
 

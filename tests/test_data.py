@@ -11,9 +11,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
-from medqa_lib.data import prepare as data
-from medqa_lib.data import sources
-from medqa_lib.data.prepare import (
+from medqa_lib.data import (
     hash_splits,
     leakage_report,
     load_sources,
@@ -21,8 +19,10 @@ from medqa_lib.data.prepare import (
     merge_sources,
     prepare_splits,
     save_splits,
+    sources,
     split_pairs,
 )
+from medqa_lib.data import prepare as data
 
 # The bundled sample's splits, everywhere. They change when the sample or a rule does, and never by themselves.
 SAMPLE_SHA256 = {

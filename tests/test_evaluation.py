@@ -13,7 +13,7 @@ from datasets import Dataset
 from smoke_adapters import SMOKE, make_adapter
 
 from medqa_lib.config import EXPERIMENTS, PROFILES
-from medqa_lib.data.prepare import prepare_splits
+from medqa_lib.data import prepare_splits
 from medqa_lib.evaluation import generation
 from medqa_lib.evaluation import run as evaluation
 from medqa_lib.model import load_base_model, load_merged, load_tokenizer

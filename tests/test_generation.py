@@ -16,7 +16,15 @@ from transformers import GenerationConfig
 from medqa_lib import labels
 from medqa_lib.config import PROFILES
 from medqa_lib.evaluation import generation
-from medqa_lib.evaluation.generation import Answer, AnswerStore, compare_answers, generate_answers, generate_records, hash_adapter, pad_left
+from medqa_lib.evaluation.generation import (
+    Answer,
+    AnswerStore,
+    compare_answers,
+    generate_answers,
+    generate_records,
+    hash_adapter,
+    pad_left,
+)
 from medqa_lib.model import load_base_model, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 

@@ -47,7 +47,7 @@ def test_answer_loss_equals_independent_computation(model, monkeypatch):
     examples = make_examples()
     by_hand = [sum_loss_by_hand(model, example) for example in examples]
     expected = sum(total for total, _ in by_hand) / sum(count for _, count in by_hand)
-    found = likelihood.answer_loss(model, examples)
+    found = likelihood.completion_loss(model, examples)
     assert found == pytest.approx(expected, abs=1e-5)
     assert math.exp(found) == pytest.approx(math.exp(expected), rel=1e-3)
 
@@ -56,21 +56,21 @@ def test_answer_loss_is_the_models_own_on_one_example(model):
     example = make_examples()[7]
     with torch.no_grad():
         expected = model(torch.tensor([example["input_ids"]]), labels=torch.tensor([example["labels"]])).loss
-    assert likelihood.answer_loss(model, [example]) == pytest.approx(float(expected), abs=1e-5)
+    assert likelihood.completion_loss(model, [example]) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_answer_loss_weights_tokens_not_examples(model):
     long, short = make_examples()[12], make_examples()[0]
     (long_total, long_count), (short_total, short_count) = (sum_loss_by_hand(model, example) for example in (long, short))
     assert long_count > 2 * short_count
-    found = likelihood.answer_loss(model, [short, long])
+    found = likelihood.completion_loss(model, [short, long])
     assert found == pytest.approx((long_total + short_total) / (long_count + short_count), abs=1e-5)
     assert abs(found - (long_total / long_count + short_total / short_count) / 2) > 1e-3
 
 
 def test_answer_loss_rejects_examples_without_supervised_token(model):
     with pytest.raises(ValueError, match="None of 1 examples has a supervised token"):
-        likelihood.answer_loss(model, [{"input_ids": [1, 2, 3], "labels": [-100] * 3}])
+        likelihood.completion_loss(model, [{"input_ids": [1, 2, 3], "labels": [-100] * 3}])
 
 
 def encode_letters(tokenizer, question, answer, max_length, policy, truncation):
@@ -93,13 +93,13 @@ def test_score_options_picks_likeliest_per_character(model, monkeypatch):
     right, wrong = (json.dumps({"options": options, "correct": correct}) for correct in (best, (best + 1) % 4))
     pair = json.dumps({"options": [options[best], max(options, key=lambda option: per_character[options.index(option)])], "correct": 0})
     found = likelihood.score_options(model, None, [question, "", question, question], [right, "", wrong, pair])
-    assert found["option_right"].tolist() == [1, 0, 0, 1]
-    assert found["option_asked"].tolist() == [1, 0, 1, 1]
-    assert found["option_chance"].tolist() == [1 / 4, 0, 1 / 4, 1 / 2]
-    assert summarize_options(found) == {"option_questions": 3, "option_chance": pytest.approx(1 / 3)}
+    assert found["mcq_correct"].tolist() == [1, 0, 0, 1]
+    assert found["mcq_asked"].tolist() == [1, 0, 1, 1]
+    assert found["mcq_chance"].tolist() == [1 / 4, 0, 1 / 4, 1 / 2]
+    assert summarize_options(found) == {"mcq_questions": 3, "mcq_chance": pytest.approx(1 / 3)}
 
 
 def test_score_options_without_choices_asks_nothing(model):
     found = likelihood.score_options(model, None, ["a", "b"], ["", ""])
     assert (found == 0).all(axis=None) and len(found) == 2
-    assert summarize_options(found) == {"option_questions": 0}
+    assert summarize_options(found) == {"mcq_questions": 0}

@@ -140,8 +140,8 @@ def test_summarize_scores_ignores_what_is_no_metric(scores):
     told = scores.assign(question_id="ab", group="g", source="medquad", tokens=10)
     summary = metrics.summarize_scores(told)
     assert summary == metrics.corpus_metrics(PREDICTIONS, REFERENCES, questions=REFERENCES, stopped=[True] * 200)
-    assert set(summary) == {*metrics.METRICS, "n"} - {"bertscore_f1", "option_accuracy"}
-    assert (summary["stopped"], summary["n"]) == (1.0, 200)
+    assert set(summary) == {*metrics.METRICS, "n"} - {"bertscore_f1", "mcq_accuracy"}
+    assert (summary["eos_rate"], summary["n"]) == (1.0, 200)
     words, reference_words = ([len(text.split()) for text in texts] for texts in (PREDICTIONS, REFERENCES))
     assert summary["words"] == pytest.approx(np.mean(words))
     assert summary["length_ratio"] == pytest.approx(sum(words) / sum(reference_words))
@@ -182,7 +182,7 @@ def small_encoder(tmp_path, monkeypatch):
     config = BertConfig(vocab_size=len(pieces), hidden_size=16, num_hidden_layers=5, num_attention_heads=2, intermediate_size=32)
     BertModel(config).save_pretrained(folder)
     BertTokenizer(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
-    monkeypatch.setattr("medqa_lib.weights.fetch_wheel", lambda name: tmp_path)
+    monkeypatch.setattr("medqa_lib.standin.fetch_wheel", lambda name: tmp_path)
     return folder
 
 

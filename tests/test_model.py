@@ -42,10 +42,10 @@ def test_require_end_token_compares_tokenizer_and_model(own, right):
     tokenizer, base = model.load_tokenizer(smoke), model.load_base_model(smoke, quantized=False)
     base.generation_config.eos_token_id = own
     if right:
-        assert model.require_end_token(base, tokenizer) is None
+        assert model.check_eos_token(base, tokenizer) is None
     else:
         with pytest.raises(ValueError, match=r"end token is '</s>' \(1\), the model's is .*\(2\)"):
-            model.require_end_token(base, tokenizer)
+            model.check_eos_token(base, tokenizer)
 
 
 def test_base_model_keeps_its_weights_on_a_cpu_for_which_bitsandbytes_repacks_them(monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from medqa_lib.config import PROFILES, get_experiment, home_dir
-from medqa_lib.data.prepare import hash_splits, prepare_splits
+from medqa_lib.data import hash_splits, prepare_splits
 from medqa_lib.evaluation.results import run_identity
 from medqa_lib.fast import plan as planning
 from medqa_lib.training.run import train_adapter
@@ -40,7 +40,7 @@ def train(path, dropout, splits, folder, monkeypatch):
         return train_adapter(experiment, splits, PROFILE, session, folder / "adapter")
 
 
-@pytest.mark.parametrize("dropout", [get_experiment("exp_004").lora.dropout, 0.0])
+@pytest.mark.parametrize("dropout", [get_experiment("exp_004").lora.lora_dropout, 0.0])
 def test_fast_path_learns_what_the_padded_one_learns(dropout, splits, tmp_path, monkeypatch):
     found = {}
     for path in ("fast", "padded"):

@@ -21,27 +21,27 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="what is plann
 
 
 def test_plan_training_without_gpu_is_padded_float32():
-    plan = plan_training(make_model(), effective_batch=32)
-    assert (plan.path, plan.dtype, plan.micro_batch, plan.accumulation) == ("padded", torch.float32, 8, 4)
+    plan = plan_training(make_model(), total_batch_size=32)
+    assert (plan.path, plan.dtype, plan.per_device_train_batch_size, plan.gradient_accumulation_steps) == ("padded", torch.float32, 8, 4)
     assert plan.collator(len) is len
     assert plan.trainer_arguments()["bf16"] is plan.trainer_arguments()["fp16"] is False
 
 
 def test_plan_training_divides_the_rows_among_processes():
-    plan = plan_training(make_model(), effective_batch=32, processes=2, micro_batch=4)
-    assert plan.micro_batch * plan.accumulation * 2 == 32
+    plan = plan_training(make_model(), total_batch_size=32, processes=2, per_device_train_batch_size=4)
+    assert plan.per_device_train_batch_size * plan.gradient_accumulation_steps * 2 == 32
 
 
 @pytest.mark.parametrize(("processes", "possible"), [(5, 4), (33, 32), (64, 32)])
 def test_plan_training_refuses_processes_that_would_change_the_recipe(processes, possible):
     with pytest.raises(ValueError, match=f"32 rows cannot be shared equally among {processes} processes.*Start {possible}, or"):
-        plan_training(make_model(), effective_batch=32, processes=processes)
+        plan_training(make_model(), total_batch_size=32, processes=processes)
 
 
 @pytest.mark.parametrize(("rows", "chosen"), [(4, 4), (12, 6), (18, 6), (11, 1)])
 def test_plan_training_chooses_among_the_divisors(rows, chosen):
-    plan = plan_training(make_model(), effective_batch=rows)
-    assert (plan.micro_batch, plan.micro_batch * plan.accumulation) == (chosen, rows)
+    plan = plan_training(make_model(), total_batch_size=rows)
+    assert (plan.per_device_train_batch_size, plan.per_device_train_batch_size * plan.gradient_accumulation_steps) == (chosen, rows)
 
 
 def test_all_processes_take_what_the_smallest_can_hold(tmp_path):
@@ -56,7 +56,7 @@ def test_all_processes_take_what_the_smallest_can_hold(tmp_path):
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["4", "4"]
 
 
-@pytest.mark.parametrize("choice", [{"path": "fast"}, {"path": "flattened"}, {"path": "best"}, {"micro_batch": 5}])
+@pytest.mark.parametrize("choice", [{"path": "fast"}, {"path": "padding_free"}, {"path": "best"}, {"per_device_train_batch_size": 5}])
 def test_plan_training_refuses_what_cannot_be_had(choice):
     with pytest.raises(ValueError):
         plan_training(make_model(), **choice)
@@ -64,7 +64,7 @@ def test_plan_training_refuses_what_cannot_be_had(choice):
 
 def test_halved_keeps_the_effective_batch_and_ends_at_one_row():
     plan = TrainingPlan("fast", torch.bfloat16, 2, 16, True, "because")
-    assert (plan.halved().micro_batch, plan.halved().accumulation) == (1, 32)
+    assert (plan.halved().per_device_train_batch_size, plan.halved().gradient_accumulation_steps) == (1, 32)
     with pytest.raises(ValueError, match="one row"):
         plan.halved().halved()
 
@@ -72,9 +72,9 @@ def test_halved_keeps_the_effective_batch_and_ends_at_one_row():
 @pytest.mark.parametrize("rows", [6, 12, 24, 32, 45])
 def test_halved_keeps_any_number_of_rows(rows):
     plan = TrainingPlan("fast", torch.bfloat16, rows, 1, True, "because")
-    while plan.micro_batch > 1:
+    while plan.per_device_train_batch_size > 1:
         smaller = plan.halved()
-        assert smaller.micro_batch * smaller.accumulation == rows and smaller.micro_batch <= plan.micro_batch / 2
+        assert smaller.per_device_train_batch_size * smaller.gradient_accumulation_steps == rows and smaller.per_device_train_batch_size <= plan.per_device_train_batch_size / 2
         plan = smaller
 
 
@@ -84,7 +84,7 @@ def test_collator_of_other_paths_lays_rows_end_to_end():
 
 @pytest.mark.parametrize(("platform", "gib"), [("linux", 3.0), ("darwin", 3.0 / 1024)])
 def test_measure_step_knows_the_unit_of_the_process_memory(platform, gib, monkeypatch):
-    plan = plan_training(make_model(), effective_batch=1)
+    plan = plan_training(make_model(), total_batch_size=1)
     monkeypatch.setattr(training.sys, "platform", platform)
     monkeypatch.setattr(training.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2**20))
     ids = torch.arange(2, 12).view(1, -1)

@@ -5,10 +5,10 @@ from transformers import PreTrainedTokenizerFast
 from medqa_lib.prompts import (
     encode_chat_prompt,
     encode_prompt,
+    escape_special_tokens,
     format_chat_prompt,
     format_example,
     format_prompt,
-    neutralize,
     strip_eos,
 )
 
@@ -34,13 +34,13 @@ def test_format_example_appends_the_stripped_answer_and_no_eos():
     ("half \ud800 pair", "half ? pair"),
 ])
 def test_neutralize_breaks_control_text_and_markers_with_spaces(text, harmless):
-    assert neutralize(text) == harmless
-    assert neutralize(harmless) == harmless
+    assert escape_special_tokens(text) == harmless
+    assert escape_special_tokens(harmless) == harmless
 
 
 @pytest.mark.parametrize("text", ["p <0.05 and > 3", "a < b > c", "### Notes: see", "Response: stable", "x<-y", "50 µg — naïve ≤ 3"])
 def test_neutralize_leaves_ordinary_text_alone(text):
-    assert neutralize(text) == text
+    assert escape_special_tokens(text) == text
 
 
 @pytest.mark.parametrize("text", ["</s>", "<s>", "<unk>", "a</s>b", "<</s>/s>"])

@@ -14,10 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medqa_lib.config import POLICIES, PROFILES
-from medqa_lib.data.prepare import merge_sources
+from medqa_lib.data import merge_sources
 from medqa_lib.data.sources import REQUIRED
-from medqa_lib.labels import IGNORE_INDEX, TRUNCATIONS, UNUSABLE, PaddingCollator, encode_example, encode_split
-from medqa_lib.prompts import encode_prompt, format_prompt, neutralize
+from medqa_lib.labels import (
+    IGNORE_INDEX,
+    TRUNCATIONS,
+    UNUSABLE,
+    PaddingCollator,
+    encode_example,
+    encode_split,
+)
+from medqa_lib.prompts import encode_prompt, escape_special_tokens, format_prompt
 
 settings.register_profile("quick", max_examples=200, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=10_000, deadline=None, database=None)
@@ -59,9 +66,9 @@ def squeeze(text):
 @given(ANY_TEXT)
 def test_neutralize_only_adds_spaces_and_needs_no_second_pass(text):
     readable = text.encode("utf-8", "replace").decode()
-    once = neutralize(text)
+    once = escape_special_tokens(text)
     assert squeeze(once) == squeeze(readable)
-    assert neutralize(once) == once
+    assert escape_special_tokens(once) == once
     assert not re.search(r"#{2,}[ \t]*(instruction|response)[ \t]*:", once, re.IGNORECASE)
     assert not re.search(r"</?(s|unk)>|<\|[a-z_]+\|>", once)
 

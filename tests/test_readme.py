@@ -18,9 +18,9 @@ METRICS = {"validation loss": ("validation_loss", 3), "ROUGE-1": ("rouge1", 3), 
 FOLDERS = {"exp_004, full sequence supervised": "ablation_full_sequence", "exp_004, padding supervised": "ablation_padding_supervised",
            "exp_004, end token not supervised": "ablation_no_eos",
            "exp_004, long answers cut mid-sentence / dropped": "truncation_cut / truncation_drop",
-           "base, asked in its own chat template": "line_chat_template",
-           "base, cut to the reference's length (which no real system knows)": "line_base_cut",
-           "no model: the most similar training question's answer (TF-IDF)": "line_nearest_answer"}  # the other rows bear the folder's name
+           "base, asked in its own chat template": "baseline_chat_template",
+           "base, cut to the reference's length (which no real system knows)": "baseline_untuned_cut",
+           "no model: the most similar training question's answer (TF-IDF)": "baseline_nearest_answer"}  # the other rows bear the folder's name
 ARMS = {"Trainer, padded to 512, 4 x 8, checkpointing": "padded to 512", "Trainer, padded dynamic, 8 x 4, checkpointing": "padded",
         "Trainer, flattened (16,754 and 23,015)": "flattened",
         "fast, q, k and v only": "fast, q k v only", "the same, 16 x 2": "fast, NF4 at every use, 16 x 2"}  # the others bear the arm's

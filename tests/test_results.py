@@ -6,7 +6,7 @@ from medqa_lib.evaluation import results
 
 
 def test_describe_gpu_time_by_hand():
-    times = {"base": {"answer_time_s": 600.0}, "exp_004": {"train_time_s": 1200.0, "answer_time_s": 600.0}, "line_base_cut": {}}
+    times = {"base": {"answer_time_s": 600.0}, "exp_004": {"train_time_s": 1200.0, "answer_time_s": 600.0}, "baseline_untuned_cut": {}}
     runs = {name: SimpleNamespace(metrics=metrics, config={"gpu": "NVIDIA T4"}) for name, metrics in times.items()}
     said = results.describe_gpu_time(runs, dollars_per_hour=6)
     assert "1 runs trained for at least 20 minutes" in said

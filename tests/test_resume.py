@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from medqa_lib.config import PROFILES, LoraSettings, get_experiment
-from medqa_lib.data.prepare import hash_splits
+from medqa_lib.data import hash_splits
 from medqa_lib.evaluation.results import run_identity
 from medqa_lib.fast import plan as planning
 from medqa_lib.training import trainer
@@ -187,7 +187,7 @@ def test_resume_never_executes_what_a_checkpoint_holds(splits, tmp_path, monkeyp
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts the rows of padded batches, the plan of a machine without a GPU")
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(splits, tmp_path, monkeypatch, capsys):
-    no_dropout = LoraSettings(dropout=0.0)  # its masks are drawn a micro-batch at a time
+    no_dropout = LoraSettings(lora_dropout=0.0)  # its masks are drawn a micro-batch at a time
     expected = train(splits, tmp_path / "enough", lora=no_dropout)
     original = AnswerTrainer.compute_loss
     rows = []

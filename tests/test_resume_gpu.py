@@ -47,7 +47,7 @@ def test_resumed_equals_uninterrupted(path, tmp_path, monkeypatch):
 
 def test_real_out_of_memory_halves_the_micro_batch(path, tmp_path, monkeypatch, capsys):
     rows = 512  # of this small model: enough for activations to outweigh what torch and cuBLAS take for themselves
-    settings = {"effective_batch": rows, "max_steps": 2, "lora": LoraSettings(dropout=0.0)}  # masks are drawn a micro-batch at a time
+    settings = {"total_batch_size": rows, "max_steps": 2, "lora": LoraSettings(lora_dropout=0.0)}  # masks are drawn a micro-batch at a time
     splits = make_splits(rows)
 
     def peak_memory(folder):

@@ -2,7 +2,13 @@
 
 import pytest
 
-from medqa_lib.publish.safety import DISCLAIMER, EMERGENCY, MAX_CHARACTERS, check_question, describes_emergency
+from medqa_lib.publish.safety import (
+    DISCLAIMER,
+    EMERGENCY,
+    MAX_CHARACTERS,
+    check_question,
+    describes_emergency,
+)
 
 DESCRIBED = [
     "I have chest pain and my left arm is numb", "my father has a stroke, his face is drooping", "I can't breathe",

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
-from medqa_lib.data import splits
-from medqa_lib.data.prepare import split_pairs
+from medqa_lib.data import split_pairs, splits
 from medqa_lib.data.splits import COLUMNS, SPLITS, leakage_report, link_groups, near_duplicates
 from medqa_lib.data.texts import text_key
 

@@ -11,7 +11,7 @@ from scipy.stats import norm, t, ttest_1samp
 from medqa_lib.evaluation import significance as statistics
 from medqa_lib.metrics import METRICS, summarize_scores
 
-ELEVEN = [name for name in METRICS if name not in ("bleu", "stopped")]
+ELEVEN = [name for name in METRICS if name not in ("bleu", "eos_rate")]
 
 
 def make_frame(values, groups=None, **columns):
@@ -190,9 +190,9 @@ def test_compare_runs_length_ratio_is_that_of_the_sums():
 
 
 def test_compare_runs_multiple_choice_is_the_share_of_those_asked():
-    base = make_frame({"option_right": np.zeros(60)}).assign(option_asked=[1, 0, 0] * 20)
-    tuned = base.assign(option_right=[1, 0, 0] * 10 + [0] * 30)
-    row = statistics.compare_runs(base, tuned).set_index("metric").loc["option_accuracy"]
+    base = make_frame({"mcq_correct": np.zeros(60)}).assign(mcq_asked=[1, 0, 0] * 20)
+    tuned = base.assign(mcq_correct=[1, 0, 0] * 10 + [0] * 30)
+    row = statistics.compare_runs(base, tuned).set_index("metric").loc["mcq_accuracy"]
     assert (row["base"], row["tuned"], row["verdict"]) == (0, 0.5, "better")
 
 

@@ -19,18 +19,18 @@ from medqa_lib.evaluation.results import RunResult, describe_environment, find_f
 from medqa_lib.model import load_merged, load_tokenizer
 from medqa_lib.prompts import encode_chat_prompt
 
-REFERENCE_LINES = {
-    "line_chat_template": "the untuned model, asked in the chat template that it was released with",
-    "line_base_cut": "the untuned model's answers, cut to the length of the reference (which no real system knows)",
-    "line_nearest_answer": "no model: the answer of the most similar training question (TF-IDF)",
+BASELINES = {
+    "baseline_chat_template": "the untuned model, asked in the chat template that it was released with",
+    "baseline_untuned_cut": "the untuned model's answers, cut to the length of the reference (which no real system knows)",
+    "baseline_nearest_answer": "no model: the answer of the most similar training question (TF-IDF)",
 }
 
 
-def run_reference_lines(splits=None, profile: Profile | None = None, home: Path | None = None) -> dict[str, RunResult]:
+def run_baselines(splits=None, profile: Profile | None = None, home: Path | None = None) -> dict[str, RunResult]:
     """Score the reference lines on the questions that the base run answered; finished ones are read instead.
 
-    A model without a chat template has no `line_chat_template`. The other two have no showcase answers: the nearest answer would
-    be a row of a data set, and the showcase questions have no reference to cut by.
+    A model without a chat template has no `baseline_chat_template`. The other two have no samples answers: the nearest answer would
+    be a row of a data set, and the samples questions have no reference to cut by.
 
     Returns:
         Run name -> result. Its metrics hold no validation loss, and no share of stopped answers where nothing was generated.
@@ -40,17 +40,17 @@ def run_reference_lines(splits=None, profile: Profile | None = None, home: Path 
     identity = evaluation.run_base(splits, profile, home).config["identity"]
     test = evaluation.choose_test_questions(splits["test"], profile)
     lines = {}
-    for name, description in REFERENCE_LINES.items():
+    for name, description in BASELINES.items():
         folder = run_folder(name, profile, home)
         lines[name] = find_finished(folder, identity)
         if lines[name] is None and (found := _answer_line(name, splits["train"], test, profile, home)):
-            answers, showcase = found
+            answers, samples = found
             scores = evaluation.score_test(test, answers, profile)
-            if name != "line_chat_template":
-                scores = scores.drop(columns="stopped")
+            if name != "baseline_chat_template":
+                scores = scores.drop(columns="eos_rate")
             lines[name] = save_run(folder, {"identity": identity, "description": description, **describe_environment()},
                                    {**metrics.summarize_scores(scores), "n_test": len(scores)}, scores,
-                                   pd.DataFrame(columns=["step", "split", "loss", "learning_rate", "tokens"]), showcase)
+                                   pd.DataFrame(columns=["step", "split", "loss", "learning_rate", "tokens"]), samples)
     return {name: run for name, run in lines.items() if run}
 
 
@@ -71,18 +71,18 @@ def cut_words(answer: str, reference: str) -> str:
 
 
 def _answer_line(name: str, train, test, profile: Profile, home: Path) -> tuple[list[Answer], list[dict]] | None:
-    """A line's answers to the test questions and to the showcase; None if the model has no chat template."""
+    """A line's answers to the test questions and to the samples; None if the model has no chat template."""
     questions, tokenizer = list(test["question"]), load_tokenizer(profile)
     store = home / "answers" / profile.model_slug
-    if name == "line_nearest_answer":
+    if name == "baseline_nearest_answer":
         nearest = find_nearest_answers(list(train["question"]), list(train["answer"]), questions)
         return [Answer(text, True, 0) for text in nearest], []
-    if name == "line_base_cut":
+    if name == "baseline_untuned_cut":
         answers = generate_records(None, tokenizer, questions, profile.max_new_tokens, store=AnswerStore(store / "base.jsonl"))
         return [Answer(cut_words(answer.text, reference), True, 0) for answer, reference in zip(answers, test["answer"], strict=True)], []
     if not tokenizer.chat_template:
         return None
-    shown = list(evaluation.SHOWCASE_QUESTIONS)
+    shown = list(evaluation.SAMPLE_QUESTIONS)
     answers = generate_records(load_merged(None, profile), tokenizer, questions + shown, profile.max_new_tokens,
                                store=AnswerStore(store / f"{name}.jsonl"), prompt=encode_chat_prompt)
     texts = [answer.text for answer in answers[len(questions) :]]
@@ -90,5 +90,5 @@ def _answer_line(name: str, train, test, profile: Profile, home: Path) -> tuple[
 
 
 if __name__ == "__main__":
-    for run_name, result in run_reference_lines().items():
-        print(f"{run_name}: {REFERENCE_LINES[run_name]}; ROUGE-L {result.metrics['rougeL']:.4f}, BLEU {result.metrics['bleu']:.2f}")
+    for run_name, result in run_baselines().items():
+        print(f"{run_name}: {BASELINES[run_name]}; ROUGE-L {result.metrics['rougeL']:.4f}, BLEU {result.metrics['bleu']:.2f}")

@@ -19,7 +19,7 @@ MAX_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 MAX_LOGITS = 2**25  # 0.25 GB in float64
 
 
-def answer_loss(model, examples: Sequence[dict]) -> float:
+def completion_loss(model, examples: Sequence[dict]) -> float:
     """Mean loss of the supervised tokens in nats, every token counting the same; its exponential is the perplexity.
 
     Args:
@@ -44,7 +44,7 @@ def score_options(model, tokenizer, questions: Sequence[str], choices: Sequence[
         questions: N questions.
         choices: N strings, each "" (no options) or JSON such as `{"options": ["Iron", "Zinc"], "correct": 0}`.
     Returns:
-        N rows: `option_asked` (1 or 0), `option_right` (1 or 0) and `option_chance` (what guessing gives), all 0 without options.
+        N rows: `mcq_asked` (1 or 0), `mcq_correct` (1 or 0) and `mcq_chance` (what guessing gives), all 0 without options.
     """
     asked = [(row, question, json.loads(choice)) for row, (question, choice) in enumerate(zip(questions, choices, strict=True)) if choice]
     options = [(question, option) for _, question, choice in asked for option in choice["options"]]
@@ -55,7 +55,7 @@ def score_options(model, tokenizer, questions: Sequence[str], choices: Sequence[
     for row, _, choice in asked:
         scores = list(islice(per_character, len(choice["options"])))
         table[row] = 1, scores.index(min(scores)) == choice["correct"], 1 / len(scores)
-    return pd.DataFrame(table, columns=["option_asked", "option_right", "option_chance"])
+    return pd.DataFrame(table, columns=["mcq_asked", "mcq_correct", "mcq_chance"])
 
 
 def sum_answer_losses(model, examples: Sequence[dict]) -> tuple[list[float], list[int]]:

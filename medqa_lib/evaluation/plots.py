@@ -21,7 +21,7 @@ from medqa_lib.metrics import METRICS
 
 # Okabe and Ito's palette: told apart with every common form of colour blindness.
 BLUE, SKY, ORANGE, GREEN, VERMILION, PURPLE, GREY = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
-# Run -> colour, line, marker. A control has its partner's colour with a broken line; the ablations share one colour.
+# Run -> colour, line, marker. A control has its baseline's colour with a broken line; the ablations share one colour.
 RUN_STYLES = {
     "base": (GREY, "--", "o"),
     "exp_001": (BLUE, "-", "o"), "exp_001_aligned": (BLUE, "--", "s"),

@@ -33,7 +33,7 @@ class RunResult:
     metrics: dict
     scores: pd.DataFrame
     losses: pd.DataFrame
-    showcase: pd.DataFrame
+    samples: pd.DataFrame
 
     @property
     def name(self) -> str:
@@ -62,7 +62,7 @@ def describe_environment() -> dict:
 def run_identity(experiment: Experiment | None, profile: Profile, data_hashes: dict) -> dict:
     """What must be equal for a checkpoint or a result to be used again, as JSON values."""
     recipe = {key: value for key, value in dataclasses.asdict(experiment).items()
-              if key not in ("question", "partner", "differs_in")} if experiment else None
+              if key not in ("question", "baseline", "changed_fields")} if experiment else None
     identity = {"experiment": recipe, "model": profile.model, "data": data_hashes,
                 "evaluation": {"max_new_tokens": profile.max_new_tokens, "test_questions": profile.test_questions,
                                "validation_pairs": profile.validation_pairs, "bertscore_encoder": profile.bertscore_encoder}}
@@ -74,22 +74,38 @@ def question_id(question: str) -> str:
     return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
-def save_run(folder: Path, config: dict, metrics: dict, scores: pd.DataFrame, losses: pd.DataFrame, showcase: Sequence[dict]) -> RunResult:
+def save_run(folder: Path, config: dict, metrics: dict, scores: pd.DataFrame, losses: pd.DataFrame, samples: Sequence[dict]) -> RunResult:
     """Write a run's five files, `metrics.json` last, and read them back."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").unlink(missing_ok=True)
-    _write_json(folder / "config.json", config)
+    write_json_atomically(folder / "config.json", config)
     scores.to_csv(folder / "scores.csv", index=False, float_format="%.6g")
     losses.to_csv(folder / "loss.csv", index=False, float_format="%.6g")
-    _write_json(folder / "showcase.json", list(showcase))
-    _write_json(folder / "metrics.json", metrics)
+    write_json_atomically(folder / "samples.json", list(samples))
+    write_json_atomically(folder / "metrics.json", metrics)
     return load_run(folder)
 
 
-def _write_json(path: Path, content) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+def write_json_atomically(path: Path, content: dict) -> None:
+    """Write beside `path`, flush to disk, then rename: a reader sees the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        json.dump(content, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def identity_differences(saved: dict, wanted: dict) -> list[str]:
+    """One line for each field that differs, nested fields by their dotted name."""
+    def flatten(value, name=""):
+        if not isinstance(value, dict):
+            return {name: value}
+        return {key: leaf for child, sub in value.items() for key, leaf in flatten(sub, f"{name}.{child}" if name else child).items()}
+
+    old, new = flatten(saved), flatten(json.loads(json.dumps(wanted)))
+    return [f"{name}: checkpoint {old.get(name)!r}, this run {new.get(name)!r}"
+            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
 
 def load_run(folder: str | Path) -> RunResult:
@@ -99,12 +115,12 @@ def load_run(folder: str | Path) -> RunResult:
         FileNotFoundError: the folder is not a complete run; the message names the file that is missing.
     """
     folder = Path(folder)
-    for name in ("config.json", "metrics.json", "scores.csv", "loss.csv", "showcase.json"):
+    for name in ("config.json", "metrics.json", "scores.csv", "loss.csv", "samples.json"):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} is not a complete run: {name} is missing. Run its notebook, or run_experiment, to the end.")
-    read = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "metrics", "showcase")}
+    read = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "metrics", "samples")}
     return RunResult(folder, read["config"], read["metrics"], pd.read_csv(folder / "scores.csv", dtype={"question_id": str, "group": str}),
-                     pd.read_csv(folder / "loss.csv"), pd.DataFrame(read["showcase"], columns=["question", "answer"]))
+                     pd.read_csv(folder / "loss.csv"), pd.DataFrame(read["samples"], columns=["question", "answer"]))
 
 
 def load_runs(root: str | Path) -> dict[str, RunResult]:
@@ -120,8 +136,6 @@ def find_finished(folder: Path, identity: dict) -> RunResult | None:
     Raises:
         ValueError: it is another run's; the message lists what differs.
     """
-    from medqa_lib.training.checkpoints import identity_differences
-
     if not (folder / "metrics.json").exists():
         return None
     run = load_run(folder)

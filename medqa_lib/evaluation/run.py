@@ -17,12 +17,20 @@ from medqa_lib import metrics
 from medqa_lib.config import Experiment, Profile, current_profile, home_dir
 from medqa_lib.data.prepare import hash_splits, prepare_splits
 from medqa_lib.evaluation import generation, likelihood
-from medqa_lib.evaluation.results import RunResult, describe_environment, find_finished, question_id, run_folder, run_identity, save_run
+from medqa_lib.evaluation.results import (
+    RunResult,
+    describe_environment,
+    find_finished,
+    question_id,
+    run_folder,
+    run_identity,
+    save_run,
+)
 from medqa_lib.labels import UNUSABLE, encode_split
-from medqa_lib.model import load_base_model, load_merged, load_tokenizer, require_end_token
+from medqa_lib.model import check_eos_token, load_base_model, load_merged, load_tokenizer
 
 # Written for this project, none of them from a data set: each run's answers to them may be shown.
-SHOWCASE_QUESTIONS = (
+SAMPLE_QUESTIONS = (
     "What is high blood pressure?",
     "What are the symptoms of iron deficiency anaemia?",
     "How is malaria diagnosed?",
@@ -68,7 +76,7 @@ def encode_validation(tokenizer, validation, profile: Profile):
     """Validation rows with aligned labels, whatever policy a run trains on: the loss that is compared. Says which rows are left out."""
     if profile.validation_pairs is not None and profile.validation_pairs < len(validation):
         validation = validation.shuffle(seed=42).select(range(profile.validation_pairs))
-    limit = profile.max_length_tokens or 512
+    limit = profile.max_length or 512
     encoded, counts = encode_split(tokenizer, validation, limit, policy="aligned")
     lost = [f"{counts[name]} ({reason})" for name, reason in UNUSABLE.items() if name in counts]
     if lost and not int(os.environ.get("RANK", "0")):
@@ -107,17 +115,17 @@ def evaluate_run(folder: Path, adapter_dir: Path | None, splits, profile: Profil
     tokenizer = load_tokenizer(profile)
     test = choose_test_questions(splits["test"], profile)
     base, questions = load_base_model(profile), list(test["question"])
-    require_end_token(base, tokenizer)
+    check_eos_token(base, tokenizer)
     unmerged = answer_unmerged(base, adapter_dir, questions, profile) if adapter_dir else []
     model = load_merged(adapter_dir, profile, base)
     validation = encode_validation(tokenizer, splits["validation"], profile)
-    loss = likelihood.answer_loss(model, validation)
+    loss = likelihood.completion_loss(model, validation)
     store = generation.AnswerStore(home / "answers" / profile.model_slug / f"{folder.name}.jsonl")
     adapter = generation.hash_adapter(adapter_dir)
     start = time.perf_counter()
     answers = generation.generate_records(model, tokenizer, questions, profile.max_new_tokens, store=store, adapter_hash=adapter)
     answer_time_s = time.perf_counter() - start
-    shown = generation.generate_answers(model, tokenizer, SHOWCASE_QUESTIONS, profile.max_new_tokens, store=store, adapter_hash=adapter)
+    shown = generation.generate_answers(model, tokenizer, SAMPLE_QUESTIONS, profile.max_new_tokens, store=store, adapter_hash=adapter)
     options = likelihood.score_options(model, tokenizer, questions, list(test["choices"]))
     del model, base
     gc.collect()
@@ -126,21 +134,21 @@ def evaluate_run(folder: Path, adapter_dir: Path | None, splits, profile: Profil
         return None
     agreement = compare_merge(tokenizer, answers, unmerged, profile) if unmerged else {}
     scores = score_test(test, answers, profile)
-    if options["option_asked"].any():
+    if options["mcq_asked"].any():
         scores = pd.concat([scores, options], axis=1)
     numbers = {**metrics.summarize_scores(scores), "n_test": len(scores), "validation_loss": loss, "perplexity": math.exp(loss),
                "n_validation": len(validation), **summarize_options(options), "answer_time_s": answer_time_s,
                "answer_tokens": sum(answer.tokens for answer in answers), **agreement, **(training or {})}
     if losses is None:
         losses = pd.DataFrame([{"step": 0, "split": "validation", "loss": loss, "learning_rate": None, "tokens": 0}])
-    showcase = [{"question": question, "answer": answer} for question, answer in zip(SHOWCASE_QUESTIONS, shown, strict=True)]
-    return save_run(folder, {**config, **describe_environment()}, numbers, scores, losses, showcase)
+    samples = [{"question": question, "answer": answer} for question, answer in zip(SAMPLE_QUESTIONS, shown, strict=True)]
+    return save_run(folder, {**config, **describe_environment()}, numbers, scores, losses, samples)
 
 
 def summarize_options(options: pd.DataFrame) -> dict:
     """How many multiple-choice questions `score_options` saw, and the share that guessing gets right."""
-    asked = int(options["option_asked"].sum())
-    return {"option_questions": asked, **({"option_chance": float(options["option_chance"].sum() / asked)} if asked else {})}
+    asked = int(options["mcq_asked"].sum())
+    return {"mcq_questions": asked, **({"mcq_chance": float(options["mcq_chance"].sum() / asked)} if asked else {})}
 
 
 def merge_check_size(profile: Profile) -> tuple[int, int]:

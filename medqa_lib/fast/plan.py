@@ -17,7 +17,7 @@ import torch
 from medqa_lib.fast.train import install_fast_layers, triton
 from medqa_lib.labels import IGNORE_INDEX
 
-PATHS = ("fast", "flattened", "padded")
+PATHS = ("fast", "padding_free", "padded")
 PROBE_TOKENS = 1024
 
 
@@ -41,18 +41,18 @@ class FlatCollator:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What `plan_training` chose. `micro_batch * accumulation * processes` is the effective batch.
+    """What `plan_training` chose. `per_device_train_batch_size * gradient_accumulation_steps * processes` is the effective batch.
 
     Attributes:
-        path: "fast" (`fast_train`), "flattened" (no padding, varlen attention, transformers' layers) or "padded" (the plain way).
+        path: "fast" (`fast_train`), "padding_free" (no padding, varlen attention, transformers' layers) or "padded" (the plain way).
         keep_weights: fast path only: keep the dequantised weights instead of dequantising at every use.
         why: the choice and its reason in one line.
     """
 
     path: str
     dtype: torch.dtype
-    micro_batch: int
-    accumulation: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
     keep_weights: bool
     why: str
 
@@ -62,13 +62,13 @@ class TrainingPlan:
         Raises:
             ValueError: there is a single row a time already.
         """
-        if self.micro_batch == 1:
-            raise ValueError("Out of memory with one row at a time: shorten max_length_tokens or take a larger GPU.")
-        rows = self.micro_batch * self.accumulation
-        micro_batch = largest_divisor(rows, self.micro_batch // 2)
-        accumulation = rows // micro_batch
-        return dataclasses.replace(self, micro_batch=micro_batch, accumulation=accumulation,
-                                   why=f"{self.path}, {micro_batch} rows x {accumulation}: {self.micro_batch} did not fit")
+        if self.per_device_train_batch_size == 1:
+            raise ValueError("Out of memory with one row at a time: shorten max_length or take a larger GPU.")
+        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        per_device_train_batch_size = largest_divisor(rows, self.per_device_train_batch_size // 2)
+        gradient_accumulation_steps = rows // per_device_train_batch_size
+        return dataclasses.replace(self, per_device_train_batch_size=per_device_train_batch_size, gradient_accumulation_steps=gradient_accumulation_steps,
+                                   why=f"{self.path}, {per_device_train_batch_size} rows x {gradient_accumulation_steps}: {self.per_device_train_batch_size} did not fit")
 
     def collator(self, padding_collator: Callable) -> Callable:
         """The collator of this path; the padded one is the caller's."""
@@ -76,15 +76,15 @@ class TrainingPlan:
 
     def trainer_arguments(self) -> dict:
         """What `transformers.TrainingArguments` must be told; the rest is the experiment's."""
-        arguments = {"per_device_train_batch_size": self.micro_batch, "gradient_accumulation_steps": self.accumulation,
+        arguments = {"per_device_train_batch_size": self.per_device_train_batch_size, "gradient_accumulation_steps": self.gradient_accumulation_steps,
                      "bf16": self.dtype == torch.bfloat16, "fp16": self.dtype == torch.float16, "optim": "adamw_torch_fused"}
         if self.path != "padded":  # the CPU must never wait for the GPU: no look at the loss, no blocking copy
             arguments |= {"logging_nan_inf_filter": False, "accelerator_config": {"non_blocking": True}, "dataloader_pin_memory": True}
         return arguments
 
 
-def plan_training(model, effective_batch: int = 32, max_length: int = 512, *, path: str | None = None, dtype: torch.dtype | None = None,
-                  micro_batch: int | None = None, keep_weights: bool | None = None, free_bytes: int | None = None,
+def plan_training(model, total_batch_size: int = 32, max_length: int = 512, *, path: str | None = None, dtype: torch.dtype | None = None,
+                  per_device_train_batch_size: int | None = None, keep_weights: bool | None = None, free_bytes: int | None = None,
                   processes: int = 1) -> TrainingPlan:
     """Choose from the GPU and the model, and leave the PEFT `model` ready for the chosen path. Each choice can be given instead.
 
@@ -94,20 +94,20 @@ def plan_training(model, effective_batch: int = 32, max_length: int = 512, *, pa
     Raises:
         ValueError: unknown path, a path or micro-batch that cannot be had here, or rows that cannot be shared equally among the processes.
     """
-    if effective_batch % processes:
-        raise ValueError(f"A step of {effective_batch} rows cannot be shared equally among {processes} processes: the recipe would change. "
-                         f"Start {largest_divisor(effective_batch, processes)}, or another number that divides {effective_batch}.")
+    if total_batch_size % processes:
+        raise ValueError(f"A step of {total_batch_size} rows cannot be shared equally among {processes} processes: the recipe would change. "
+                         f"Start {largest_divisor(total_batch_size, processes)}, or another number that divides {total_batch_size}.")
     fast, reason = supports_fast_layers(model)
     device = next(model.parameters()).device
     modern = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if path is None:
-        path = "fast" if fast else "flattened" if modern and os.environ.get("MEDQA_FAST") != "0" else "padded"
-    if path not in PATHS or (path == "fast" and not fast) or (path == "flattened" and not modern):
+        path = "fast" if fast else "padding_free" if modern and os.environ.get("MEDQA_FAST") != "0" else "padded"
+    if path not in PATHS or (path == "fast" and not fast) or (path == "padding_free" and not modern):
         raise ValueError(f"Path {path!r} cannot be had here ({reason or 'no GPU of capability 8.0'}); expected one of {PATHS}.")
-    rows = effective_batch // processes
+    rows = total_batch_size // processes
     if device.type != "cuda":
-        micro_batch = micro_batch or _smallest_of_all(largest_divisor(rows, 8), processes)
-        return _plan(path, dtype or torch.float32, micro_batch, rows, False, f"CPU: {reason}")
+        per_device_train_batch_size = per_device_train_batch_size or _smallest_of_all(largest_divisor(rows, 8), processes)
+        return _plan(path, dtype or torch.float32, per_device_train_batch_size, rows, False, f"CPU: {reason}")
     free_bytes = free_bytes or torch.cuda.mem_get_info(device)[0]
     weight_bytes = 2 * sum(layer.in_features * layer.out_features for name, layer in model.named_modules() if name.endswith("_proj"))
     if keep_weights is None:
@@ -116,10 +116,10 @@ def plan_training(model, effective_batch: int = 32, max_length: int = 512, *, pa
     prepare_model(model, path, keep_weights)
     token_bytes = measure_bytes_per_token(model, path, dtype)
     fits = max(1, int(0.8 * (free_bytes - keep_weights * weight_bytes) / (token_bytes * max_length)))
-    micro_batch = micro_batch or _smallest_of_all(largest_divisor(rows, fits), processes)
+    per_device_train_batch_size = per_device_train_batch_size or _smallest_of_all(largest_divisor(rows, fits), processes)
     name = torch.cuda.get_device_name(device)
     why = f"{name}, {free_bytes / 2**30:.0f} GiB free, {token_bytes / 2**20:.2f} MiB a token, so {fits} rows of {max_length} tokens fit"
-    return _plan(path, dtype, micro_batch, rows, keep_weights, f"{why}; {reason}" if reason else why)
+    return _plan(path, dtype, per_device_train_batch_size, rows, keep_weights, f"{why}; {reason}" if reason else why)
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -138,11 +138,11 @@ def _smallest_of_all(number: int, processes: int) -> int:
     return min(gather_object([number]))
 
 
-def _plan(path: str, dtype: torch.dtype, micro_batch: int, rows: int, keep_weights: bool, why: str) -> TrainingPlan:
-    if rows % micro_batch:
-        raise ValueError(f"micro_batch {micro_batch} does not divide the {rows} rows that this process has in a step.")
-    accumulation = rows // micro_batch
-    return TrainingPlan(path, dtype, micro_batch, accumulation, keep_weights, f"{path}, {micro_batch} rows x {accumulation}: {why}")
+def _plan(path: str, dtype: torch.dtype, per_device_train_batch_size: int, rows: int, keep_weights: bool, why: str) -> TrainingPlan:
+    if rows % per_device_train_batch_size:
+        raise ValueError(f"per_device_train_batch_size {per_device_train_batch_size} does not divide the {rows} rows that this process has in a step.")
+    gradient_accumulation_steps = rows // per_device_train_batch_size
+    return TrainingPlan(path, dtype, per_device_train_batch_size, gradient_accumulation_steps, keep_weights, f"{path}, {per_device_train_batch_size} rows x {gradient_accumulation_steps}: {why}")
 
 
 def supports_fast_layers(model) -> tuple[bool, str]:
@@ -182,7 +182,7 @@ def prepare_model(model, path: str, keep_weights: bool = True) -> None:
     causal.__dict__.pop("forward", None)
     if path == "fast":
         install_fast_layers(model, keep_weights)
-    if path == "flattened":
+    if path == "padding_free":
         causal.forward = partial(_flattened_forward, causal, causal.forward)
 
 

@@ -228,14 +228,14 @@ class FastStep:
         for layer, seeds in zip(self.layers, batch.seeds, strict=True):
             hidden, delta, kept = layer.forward(hidden, delta, batch, seeds)
             saved.append(kept if need_grad else None)
-        loss, grad = self.answer_loss(hidden, delta, batch, need_grad)
+        loss, grad = self.completion_loss(hidden, delta, batch, need_grad)
         if need_grad:
             del hidden, delta, kept
             for i in reversed(range(len(self.layers))):
                 grad = self.layers[i].backward(grad, saved.pop(), batch, batch.seeds[i], need_input=i > 0)
         return loss
 
-    def answer_loss(self, hidden, delta, batch, need_grad: bool):
+    def completion_loss(self, hidden, delta, batch, need_grad: bool):
         """Final norm, head and cross-entropy: the sum of the tokens' losses times `batch.scale`, and its gradient by hidden."""
         norm, head = self.causal.model.norm.weight, self.causal.lm_head.weight
         h, rstd = kernels.add_rstd(hidden, delta, self.causal.config.rms_norm_eps)

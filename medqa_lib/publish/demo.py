@@ -20,7 +20,13 @@ from medqa_lib.config import EXPERIMENTS, Profile, current_profile
 from medqa_lib.model import cache_argument, load_merged, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 from medqa_lib.publish.hub import find_adapters, load_adapters
-from medqa_lib.publish.safety import DISCLAIMER, EMERGENCY, MAX_CHARACTERS, check_question, describes_emergency
+from medqa_lib.publish.safety import (
+    DISCLAIMER,
+    EMERGENCY,
+    MAX_CHARACTERS,
+    check_question,
+    describes_emergency,
+)
 
 MAX_NEW_TOKENS = 512
 RUNNING = 2  # answers in the making at a time; they take turns token by token
@@ -126,7 +132,7 @@ def show_status(text: str, alarm: bool = False) -> str:
 def describe_adapter(name: str) -> str:
     """The adapter's name, with its recipe if it is one of the project's experiments."""
     experiment = EXPERIMENTS.get(name)
-    return f"{name} ({experiment.labels}, rate {experiment.learning_rate:g})" if experiment else name
+    return f"{name} ({experiment.label_policy}, rate {experiment.learning_rate:g})" if experiment else name
 
 
 def build_app(engine: Engine, max_new_tokens: int = 128):

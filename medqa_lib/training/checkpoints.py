@@ -13,6 +13,8 @@ import os
 import shutil
 from pathlib import Path
 
+from medqa_lib.evaluation.results import identity_differences, write_json_atomically
+
 MANIFEST = "manifest.json"
 
 
@@ -35,16 +37,6 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json_atomically(path: Path, content: dict) -> None:
-    """Write beside `path`, flush to disk, then rename: a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _seal(manifest: dict) -> str:
@@ -106,18 +98,6 @@ def checkpoint_step(checkpoint: Path) -> int:
 def checkpoint_train_time(checkpoint: Path) -> float:
     """Seconds of training behind a valid checkpoint; 0 for one of an earlier version of this project, which did not write them."""
     return json.loads((checkpoint / MANIFEST).read_text()).get("train_time_s", 0.0)
-
-
-def identity_differences(saved: dict, wanted: dict) -> list[str]:
-    """One line for each field that differs, nested fields by their dotted name."""
-    def flatten(value, name=""):
-        if not isinstance(value, dict):
-            return {name: value}
-        return {key: leaf for child, sub in value.items() for key, leaf in flatten(sub, f"{name}.{child}" if name else child).items()}
-
-    old, new = flatten(saved), flatten(json.loads(json.dumps(wanted)))
-    return [f"{name}: checkpoint {old.get(name)!r}, this run {new.get(name)!r}"
-            for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
 
 def latest_valid(folder: Path, identity: dict | None = None) -> tuple[Path | None, list[str]]:

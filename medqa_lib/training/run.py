@@ -22,11 +22,17 @@ from medqa_lib import standin as weights
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
 from medqa_lib.data.prepare import prepare_splits
 from medqa_lib.evaluation.results import RunResult, find_finished, load_run, run_folder, run_identity
-from medqa_lib.evaluation.run import choose_test_questions, encode_validation, evaluate_run, result_identity, run_base
+from medqa_lib.evaluation.run import (
+    choose_test_questions,
+    encode_validation,
+    evaluate_run,
+    result_identity,
+    run_base,
+)
 from medqa_lib.fast import plan as planning
 from medqa_lib.labels import PaddingCollator, encode_split, pad_supervised
 from medqa_lib.loss_check import to_device
-from medqa_lib.model import add_lora, load_base_model, load_tokenizer, require_end_token, trainable_share
+from medqa_lib.model import add_lora, check_eos_token, load_base_model, load_tokenizer, trainable_share
 from medqa_lib.training.checkpoints import checkpoint_folders, checkpoint_step, list_checkpoints
 from medqa_lib.training.session import CheckpointSession
 from medqa_lib.training.trainer import fit, loss_history
@@ -77,21 +83,21 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
                   adapter_dir: Path) -> tuple[pd.DataFrame, dict]:
     """Train, save the adapter; returns the loss history and numbers for metrics.json. The experiment is already scaled."""
     tokenizer = load_tokenizer(profile)
-    train, counts = encode_split(tokenizer, splits["train"], experiment.max_length_tokens, experiment.labels, experiment.truncation)
+    train, counts = encode_split(tokenizer, splits["train"], experiment.max_length, experiment.label_policy, experiment.truncation)
     validation = encode_validation(tokenizer, splits["validation"], profile)
     validation = validation.select(range(min(VALIDATION_PAIRS_WHILE_TRAINING, len(validation))))
     model = load_base_model(profile)
-    require_end_token(model, tokenizer)
-    collator = PaddingCollator(tokenizer, experiment.labels, experiment.max_length_tokens)
+    check_eos_token(model, tokenizer)
+    collator = PaddingCollator(tokenizer, experiment.label_policy, experiment.max_length)
     report = audit.audit_alignment(model, tokenizer, train, collator)
-    audit.require_policy(report, experiment.labels)
+    audit.require_policy(report, experiment.label_policy)
     if model.device.type == "cpu":  # NF4 dequantised once, not at every use: the same numbers, a fifth less time a step
         model = model.dequantize(dtype=torch.float32)
     model = add_lora(model, experiment.lora, experiment.seed)
-    plan = planning.plan_training(model, experiment.effective_batch, experiment.max_length_tokens,
+    plan = planning.plan_training(model, experiment.total_batch_size, experiment.max_length,
                                   processes=int(os.environ.get("WORLD_SIZE", "1")))
-    if experiment.labels == "padding_supervised" and plan.path != "padded":
-        train = pad_supervised(train, experiment.max_length_tokens, tokenizer.eos_token_id)
+    if experiment.label_policy == "padding_supervised" and plan.path != "padded":
+        train = pad_supervised(train, experiment.max_length, tokenizer.eos_token_id)
     session.check_space(12 * trainable_share(model)[0] + 5 * 2**20)  # float32 weights and two AdamW moments
     describe_run(experiment, profile, model, plan, train, plan.collator(collator), counts, report, splits, session)
     trainer = fit(model, experiment, train, validation, collator, session, plan)
@@ -121,16 +127,16 @@ def describe_run(experiment: Experiment, profile: Profile, model, plan, train, c
     trainable, share = trainable_share(model)
     n = len(choose_test_questions(splits["test"], profile))
     try:
-        step_s, memory_gib = measure_step(model, [train[row] for row in range(plan.micro_batch)], collator, plan)
+        step_s, memory_gib = measure_step(model, [train[row] for row in range(plan.per_device_train_batch_size)], collator, plan)
         left, rest = steps_left(experiment, session), ""
         if left < experiment.max_steps:
             rest = f" for the {left} steps that are left"
         estimate = f"Training will take about {left * step_s / 60:.1f} minutes{rest} and {memory_gib:.1f} GiB"
     except torch.OutOfMemoryError:
-        estimate = f"{plan.micro_batch} rows at a time do not fit into memory, so fewer will be taken"
+        estimate = f"{plan.per_device_train_batch_size} rows at a time do not fit into memory, so fewer will be taken"
     cut = ", ".join(f"{name} {number:,}" for name, number in counts.items())
-    print(f"{experiment.name}: {experiment.max_steps} steps of {experiment.effective_batch} rows, learning rate "
-          f"{experiment.learning_rate:g}, labels {experiment.labels}. Training rows: {cut}")
+    print(f"{experiment.name}: {experiment.max_steps} steps of {experiment.total_batch_size} rows, learning rate "
+          f"{experiment.learning_rate:g}, labels {experiment.label_policy}. Training rows: {cut}")
     print(f"Labels: {report['verdict']}")
     print(f"Trainable: {trainable:,} parameters, {share:.3%}. Plan: {plan.why}")
     print(f"{estimate}; then {n} test questions are answered, which gives a share near one half to within {0.98 / math.sqrt(n):.3f} (95%).")
@@ -159,7 +165,7 @@ def measure_step(model, examples: list[dict], collator, plan) -> tuple[float, fl
             pass_s = time.perf_counter() - start
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return pass_s * plan.accumulation, peak_bytes / 2**30
+    return pass_s * plan.gradient_accumulation_steps, peak_bytes / 2**30
 
 
 def main() -> None:

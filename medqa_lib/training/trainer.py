@@ -44,7 +44,7 @@ class ProgressBar(TrainerCallback):
 class AnswerTrainer(Trainer):
     """Trainer whose evaluation is the token-weighted loss on answers, and which counts the tokens that it has trained on."""
 
-    lora_plus_ratio: float | None = None
+    loraplus_lr_ratio: float | None = None
 
     def train(self, resume_from_checkpoint: str | None = None):
         """Train to the last step. A checkpoint of the last step is only loaded: the Trainer would train one step more."""
@@ -56,7 +56,7 @@ class AnswerTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         flat = isinstance(self.data_collator, planning.FlatCollator)
-        loss = self._flat_answer_loss() if flat else likelihood.answer_loss(self.model, self.eval_dataset)
+        loss = self._flat_answer_loss() if flat else likelihood.completion_loss(self.model, self.eval_dataset)
         logs = {"eval_loss": loss}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
@@ -64,7 +64,7 @@ class AnswerTrainer(Trainer):
 
     @torch.no_grad()
     def _flat_answer_loss(self) -> float:
-        """`likelihood.answer_loss` through the fast forward pass, which takes flattened batches."""
+        """`likelihood.completion_loss` through the fast forward pass, which takes flattened batches."""
         self.model.eval()
         total, tokens, rows = 0.0, 0, self.args.per_device_train_batch_size
         for start in range(0, len(self.eval_dataset), rows):
@@ -81,12 +81,12 @@ class AnswerTrainer(Trainer):
         return 0
 
     def create_optimizer(self, *args, **kwargs):
-        """AdamW; with `lora_plus_ratio` LoRA's B learns that many times faster than A (LoRA+, Hayou et al. 2024)."""
-        if self.optimizer is None and self.lora_plus_ratio:
+        """AdamW; with `loraplus_lr_ratio` LoRA's B learns that many times faster than A (LoRA+, Hayou et al. 2024)."""
+        if self.optimizer is None and self.loraplus_lr_ratio:
             from peft.optimizers import create_loraplus_optimizer
 
             self.optimizer = create_loraplus_optimizer(self.model, torch.optim.AdamW, lr=self.args.learning_rate,
-                                                       loraplus_lr_ratio=self.lora_plus_ratio, weight_decay=self.args.weight_decay)
+                                                       loraplus_lr_ratio=self.loraplus_lr_ratio, weight_decay=self.args.weight_decay)
         return super().create_optimizer(*args, **kwargs)
 
     def get_batch_samples(self, *args, **kwargs):
@@ -114,7 +114,7 @@ def fit(model, experiment: Experiment, train, validation, collator, session: Che
         trainer = AnswerTrainer(model, training_arguments(experiment, session.local_dir, plan), train_dataset=train,
                                 eval_dataset=validation, data_collator=plan.collator(collator), callbacks=[session, ProgressBar()])
         trainer.remove_callback(PrinterCallback)
-        trainer.lora_plus_ratio = experiment.lora_plus_ratio
+        trainer.loraplus_lr_ratio = experiment.loraplus_lr_ratio
         try:
             check_trainer_loss(trainer)
             trainer.state.num_input_tokens_seen = 0
@@ -123,11 +123,11 @@ def fit(model, experiment: Experiment, train, validation, collator, session: Che
         except torch.OutOfMemoryError as error:
             if trainer.args.world_size > 1:  # the others have not run out: they would wait for this process for ever
                 raise RuntimeError(f"Out of GPU memory on process {trainer.args.process_index} of {trainer.args.world_size} with "
-                                   f"{plan.micro_batch} rows at a time. See with nvidia-smi what else is on that GPU, and start again: the "
+                                   f"{plan.per_device_train_batch_size} rows at a time. See with nvidia-smi what else is on that GPU, and start again: the "
                                    "run goes on from its newest checkpoint and plans the rows anew from the free memory.") from error
         # dealt with here, since up there the traceback still holds what did not fit
         plan = plan.halved()
-        print(f"Out of GPU memory. {plan.why}; a step still has {experiment.effective_batch} rows.")
+        print(f"Out of GPU memory. {plan.why}; a step still has {experiment.total_batch_size} rows.")
         del trainer
         for name, value in model.named_parameters():
             if name in start:
@@ -140,14 +140,13 @@ def fit(model, experiment: Experiment, train, validation, collator, session: Che
 
 def training_arguments(experiment: Experiment, output_dir: Path, plan) -> TrainingArguments:
     """The experiment in the Trainer's words. What is not named here is the Trainer's default (AdamW, gradient norm clipped to 1)."""
-    every = experiment.log_and_save_steps
     on_gpu = torch.cuda.is_available()
     options = {"dataloader_pin_memory": on_gpu, **plan.trainer_arguments()}
     return TrainingArguments(
         str(output_dir), max_steps=experiment.max_steps, learning_rate=experiment.learning_rate, seed=experiment.seed,
-        lr_scheduler_type=experiment.lr_scheduler, warmup_steps=math.ceil(experiment.warmup_share * experiment.max_steps),
-        weight_decay=experiment.weight_decay, logging_steps=every, logging_first_step=True, save_steps=every, save_total_limit=None,
-        eval_strategy="steps", eval_steps=every, report_to=[], disable_tqdm=True, remove_unused_columns=False, label_names=["labels"],
+        lr_scheduler_type=experiment.lr_scheduler_type, warmup_steps=math.ceil(experiment.warmup_ratio * experiment.max_steps),
+        weight_decay=experiment.weight_decay, logging_steps=experiment.logging_steps, logging_first_step=True, save_steps=experiment.save_steps, save_total_limit=None,
+        eval_strategy="steps", eval_steps=experiment.save_steps, report_to=[], disable_tqdm=True, remove_unused_columns=False, label_names=["labels"],
         use_cpu=not on_gpu, ddp_find_unused_parameters=False, **options)
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     rows = [torch.randint(4, 40_000, (int(n),), generator=generator).tolist() for n in torch.randint(40, 97, (8,), generator=generator)]
     batch = PaddingCollator(tokenizer, "aligned", 96)([{"input_ids": row, "labels": [-100] * 20 + row[20:]} for row in rows])
     tokens = sum(map(len, rows))
-    settings = LoraSettings(dropout=0.0)  # so that the losses can be compared
+    settings = LoraSettings(lora_dropout=0.0)  # so that the losses can be compared
     steps = {"NF4 at every use": make_step(add_lora(load_base_model(profile), settings), batch),
              "dequantised once": make_step(add_lora(load_base_model(profile).dequantize(dtype=torch.float32), settings), batch)}
     losses, speeds = {name: [] for name in steps}, {name: [] for name in steps}

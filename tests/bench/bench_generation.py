@@ -250,7 +250,7 @@ def float32_equality():
     expected, found = plain(model, eos, real, NEW), fast(fast_decode.FastDecoder(model, eos), real, NEW)
     different = [i for i in range(ROWS) if expected[i] != found[i]]
     gaps = [gap_at_first_difference(model, real[i], expected[i], found[i]) for i in different[:8]]
-    return {"questions": ROWS, "equal": ROWS - len(different), "stopped": sum(a[-1] == eos for a in expected), "differences": gaps}
+    return {"questions": ROWS, "equal": ROWS - len(different), "eos_rate": sum(a[-1] == eos for a in expected), "differences": gaps}
 
 
 def bfloat16_agreement():
@@ -272,7 +272,7 @@ def real_questions():
         staying, _ = timed(lambda: generation.generate_records(real_model(), tokenizer, questions, NEW))
     return {"questions": len(records), "seconds": round(seconds, 2), "seconds_without_leaving": round(staying, 2),
             "tokens_s": round(sum(r.tokens for r in records) / seconds),
-            "stopped": sum(r.stopped for r in records), "mean_tokens": round(statistics.mean(r.tokens for r in records), 1)}
+            "eos_rate": sum(r.stopped for r in records), "mean_tokens": round(statistics.mean(r.tokens for r in records), 1)}
 
 
 start_s = time.perf_counter()

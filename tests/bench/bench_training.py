@@ -52,7 +52,7 @@ def main(options) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for old in (*WORK.glob("*.jsonl"), *WORK.glob("*.log"), *WORK.glob("go_*"), *WORK.glob("ready_*"), *WORK.glob("quiet")):
         old.unlink()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the children are ended below
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("eos_rate"))  # so that the children are ended below
     start = time.time()
     jobs = options.jobs.split(",") if options.jobs else QUICK if options.quick else list(JOBS)
     if not Path(UNSLOTH_SITE or "-").is_dir():

@@ -135,7 +135,7 @@ class Clock(TrainerCallback):
             self.events.append(torch.cuda.Event(enable_timing=True))
             self.events[-1].record()
 
-    def row(self, arm: str, trainer, examples: list[dict], rows: int, micro_batch: int, checkpointing: bool = False) -> dict:
+    def row(self, arm: str, trainer, examples: list[dict], rows: int, per_device_train_batch_size: int, checkpointing: bool = False) -> dict:
         """What has been measured: real tokens, without padding, by the wall clock; `tokens_s_10_50_90` are single steps."""
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
         tokens = [sum(len(example["input_ids"]) for example in examples[i * rows:(i + 1) * rows]) for i in range(self.steps)]
@@ -145,7 +145,7 @@ class Clock(TrainerCallback):
         at = [len(rates) // 10, len(rates) // 2, -(len(rates) // 10) - 1]
         row = dict(arm=arm, job=NAME, tokens_s=round(sum(timed) / wall_s), tokens_s_10_50_90=[round(rates[i]) for i in at],
                    examples_s=round(rows * len(timed) / wall_s, 1), step_ms=round(1e3 * wall_s / len(timed), 2),
-                   tokens_a_step=round(statistics.mean(timed)), timed_steps=len(timed), micro_batch=micro_batch,
+                   tokens_a_step=round(statistics.mean(timed)), timed_steps=len(timed), per_device_train_batch_size=per_device_train_batch_size,
                    losses=[round(float(e["loss"]), 5) for e in log][:SAME_STEPS],
                    norms=[round(float(e["grad_norm"]), 5) for e in log][:SAME_STEPS], **peak_memory())
         machine = json.loads((WORK / "prepare.jsonl").read_text().splitlines()[0])

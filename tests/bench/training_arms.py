@@ -23,7 +23,14 @@ from measuring import CPU, CYCLE, DEVICE, DTYPE, ROWS, SMALL, guarded, record
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import SequentialSampler
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from medqa_lib.config import ALL_LINEAR, QKV
 from medqa_lib.fast import plan as planning
@@ -135,14 +142,14 @@ class SequentialTrainer(Trainer):
         return SequentialSampler(self.train_dataset)
 
 
-def plan_for(path: str, micro_batch: int = ROWS, keep_weights: bool = True, rows: int = ROWS):
-    return planning.TrainingPlan(path, DTYPE, micro_batch, rows // micro_batch, keep_weights, "as the benchmark says")
+def plan_for(path: str, per_device_train_batch_size: int = ROWS, keep_weights: bool = True, rows: int = ROWS):
+    return planning.TrainingPlan(path, DTYPE, per_device_train_batch_size, rows // per_device_train_batch_size, keep_weights, "as the benchmark says")
 
 
 def train(model, plan, arm: str, steps: int, warm: int, cap: int = 512, cycle: int = CYCLE, checkpointing: bool = False,
           width: int | None = None, about: dict | None = None, **extra) -> None:
     """Train `steps` steps, time those after `warm` and record the arm's row."""
-    rows = plan.micro_batch * plan.accumulation
+    rows = plan.per_device_train_batch_size * plan.gradient_accumulation_steps
     data = m.training_examples(steps, rows, cap, cycle)
     arguments = dict(max_steps=steps, learning_rate=2e-4, lr_scheduler_type="constant", logging_steps=10, save_strategy="no",
                      report_to=[], remove_unused_columns=False, disable_tqdm=True, use_cpu=CPU, seed=42, label_names=["labels"],
@@ -156,9 +163,9 @@ def train(model, plan, arm: str, steps: int, warm: int, cap: int = 512, cycle: i
         trainer = SequentialTrainer(model, TrainingArguments(str(m.WORK / m.NAME), **arguments | extra), train_dataset=data,
                                     data_collator=plan.collator(functools.partial(pad, width=width)), callbacks=[clock])
         trainer.train()
-    row = clock.row(arm, trainer, data, rows, plan.micro_batch, checkpointing) | (about or {})
+    row = clock.row(arm, trainer, data, rows, plan.per_device_train_batch_size, checkpointing) | (about or {})
     if plan.path == "fast" and not CPU:
-        row |= graph_row(times, row["timed_steps"] * plan.accumulation)
+        row |= graph_row(times, row["timed_steps"] * plan.gradient_accumulation_steps)
     record(**row)
 
 
@@ -239,15 +246,15 @@ def run_flattened() -> None:
     if CPU:
         planning._attend_varlen = varlen_on_cpu
     model = load_model()
-    with guarded("flattened"):
-        planning.prepare_model(model, "flattened")
-        train(model, plan_for("flattened"), "flattened", *((7, 6) if CPU else (2 * CYCLE, CYCLE)))
+    with guarded("padding_free"):
+        planning.prepare_model(model, "padding_free")
+        train(model, plan_for("padding_free"), "flattened", *((7, 6) if CPU else (2 * CYCLE, CYCLE)))
     if "." in m.NAME:  # the repetition
         return
     model = renew(model, dropout=0.0)
     with guarded("flattened, dropout 0"):
-        planning.prepare_model(model, "flattened")
-        train(model, plan_for("flattened"), "flattened, dropout 0", 6, 5)
+        planning.prepare_model(model, "padding_free")
+        train(model, plan_for("padding_free"), "flattened, dropout 0", 6, 5)
 
 
 def varlen_on_cpu(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, **_):
@@ -258,12 +265,12 @@ def varlen_on_cpu(module, query, key, value, attention_mask, scaling=None, cu_se
 
 
 def fast_arm(name: str, model=None, steps=SHORT, targets=ALL_LINEAR, dropout: float = 0.05, keep_weights: bool = True,
-             micro_batch: int = ROWS, **extra):
+             per_device_train_batch_size: int = ROWS, **extra):
     """Train one arm of the fast path on a new adapter; returns the model for the next one."""
     model = load_model(targets, dropout) if model is None else renew(model, targets, dropout)
     with guarded(name):
         fast_train.install_fast_layers(model, keep_weights)
-        train(model, plan_for("fast", micro_batch, keep_weights), name, *steps, **extra)
+        train(model, plan_for("fast", per_device_train_batch_size, keep_weights), name, *steps, **extra)
     return model
 
 
@@ -285,7 +292,7 @@ def run_nf4() -> None:
 
 
 def run_nf4_16() -> None:
-    fast_arm("fast, NF4 at every use, 16 x 2", keep_weights=False, micro_batch=ROWS // 2)
+    fast_arm("fast, NF4 at every use, 16 x 2", keep_weights=False, per_device_train_batch_size=ROWS // 2)
 
 
 def run_ablation() -> None:
@@ -303,7 +310,7 @@ def run_ablation() -> None:
         model = fast_arm("fast less graphs", model)
     with patched(LinearGroup, "forward", forward_with_separate_b):
         model = fast_arm("fast less B inside the matmul", model)
-    with patched(FastStep, "answer_loss", torch_answer_loss):
+    with patched(FastStep, "completion_loss", torch_answer_loss):
         fast_arm("fast less own cross-entropy", model)
 
 
@@ -366,14 +373,14 @@ def run_memory() -> None:
                     settings = dict(path=path, dtype=dtype, free_bytes=int(limit - torch.cuda.memory_allocated()))
                 plan = planning.plan_training(model, ROWS, tokens, **settings)
                 row = full_length_steps(model, plan, tokens)
-                record(memory=gpu, limit_gb=round(limit / 1e9, 1), tokens=tokens, path=plan.path, micro_batch=plan.micro_batch,
+                record(memory=gpu, limit_gb=round(limit / 1e9, 1), tokens=tokens, path=plan.path, per_device_train_batch_size=plan.per_device_train_batch_size,
                        keep_weights=plan.keep_weights, dtype=str(dtype), why=plan.why, **row)
 
 
 def full_length_steps(model, plan, tokens: int) -> dict:
     """Peak memory of steps whose rows all have full length; as many rows at a time as planned."""
     ids = [5] * (12 if CPU else tokens)
-    batch = plan.collator(pad)([{"input_ids": ids, "labels": [-100] * 4 + ids[4:]}] * plan.micro_batch)
+    batch = plan.collator(pad)([{"input_ids": ids, "labels": [-100] * 4 + ids[4:]}] * plan.per_device_train_batch_size)
     batch = {k: v.to(DEVICE) if torch.is_tensor(v) else v for k, v in batch.items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     if not CPU:
@@ -470,7 +477,7 @@ if CPU:
     from test_fast_train import attend_backward_on_cpu, attend_on_cpu
 
     fast_train.DecoderLayer.attend, fast_train.DecoderLayer.attend_backward = attend_on_cpu, attend_backward_on_cpu
-JOBS = {"prepare": prepare, "padded": run_padded, "flattened": run_flattened, "fast": run_fast, "settings": run_settings, "nf4": run_nf4,
+JOBS = {"prepare": prepare, "padded": run_padded, "padding_free": run_flattened, "fast": run_fast, "settings": run_settings, "nf4": run_nf4,
         "nf4_16": run_nf4_16, "ablation": run_ablation, "growth": run_growth, "memory": run_memory}
 m.wait_for_turn()
 with guarded(m.NAME):

@@ -42,7 +42,7 @@ import measuring as m  # noqa: E402
 
 
 def run() -> None:
-    micro_batch, checkpointing, padding_free, steps, warm = SETTINGS[ARM] if not CPU else (2, SETTINGS[ARM][1], SETTINGS[ARM][2], 7, 6)
+    per_device_train_batch_size, checkpointing, padding_free, steps, warm = SETTINGS[ARM] if not CPU else (2, SETTINGS[ARM][1], SETTINGS[ARM][2], 7, 6)
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
         str(m.MODEL_DIR), max_seq_length=512, dtype=None, load_in_4bit=True, use_gradient_checkpointing=checkpointing)
     model = unsloth.FastLanguageModel.get_peft_model(
@@ -56,14 +56,14 @@ def run() -> None:
     # the same recipe as the other arms: AdamW without weight decay, clipped to 1, a constant rate
     config = SFTConfig(
         str(m.WORK / m.NAME), max_steps=steps, learning_rate=2e-4, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
-        per_device_train_batch_size=micro_batch, gradient_accumulation_steps=m.ROWS // micro_batch, optim="adamw_torch_fused",
+        per_device_train_batch_size=per_device_train_batch_size, gradient_accumulation_steps=m.ROWS // per_device_train_batch_size, optim="adamw_torch_fused",
         logging_steps=10, save_strategy="no", report_to="none", seed=42, max_length=512, completion_only_loss=True, dataset_num_proc=1,
         train_sampling_strategy="sequential", disable_tqdm=True, bf16=not CPU, use_cpu=CPU, **chosen)
     clock = m.Clock(steps, warm)
     trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=data, args=config, callbacks=[clock])
     describe(trainer, examples)
     trainer.train()
-    m.record(**clock.row(TITLES[ARM], trainer, examples, m.ROWS, micro_batch, bool(checkpointing)))
+    m.record(**clock.row(TITLES[ARM], trainer, examples, m.ROWS, per_device_train_batch_size, bool(checkpointing)))
 
 
 def describe(trainer, examples) -> None:
