@@ -17,13 +17,19 @@ def pytest_configure() -> None:
     os.environ["MEDQA_HOME"] = RUN_HOME
     os.environ.pop("MEDQA_MODEL", None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if not os.path.exists("/dev/nvidiactl"):  # no NVIDIA GPU: Triton's interpreter, chosen when Triton is imported, by whichever test
+    if not os.path.exists(
+        "/dev/nvidiactl"
+    ):  # no NVIDIA GPU: Triton's interpreter, chosen when Triton is imported, by whichever test
         os.environ.setdefault("TRITON_INTERPRET", "1")
-    if "MEDQA_DATA_DIR" in os.environ:  # a notebook's kernel starts in notebooks/, where a relative path means another folder
+    if (
+        "MEDQA_DATA_DIR" in os.environ
+    ):  # a notebook's kernel starts in notebooks/, where a relative path means another folder
         os.environ["MEDQA_DATA_DIR"] = os.path.abspath(os.environ["MEDQA_DATA_DIR"])
 
 
-@pytest.hookimpl(optionalhook=True)  # a GPU machine may lack pytest-xdist: pytest -o addopts=--import-mode=importlib FILE
+@pytest.hookimpl(
+    optionalhook=True
+)  # a GPU machine may lack pytest-xdist: pytest -o addopts=--import-mode=importlib FILE
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """With the notebooks two processes, which halves four minutes on two cores; without them none, so a single test starts at once."""
     return 2 if config.option.nbmake else 0

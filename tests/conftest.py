@@ -6,7 +6,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "▁", "\n", *map(chr, range(33, 127)), "▁G"])}
+VOCABULARY = {
+    token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "▁", "\n", *map(chr, range(33, 127)), "▁G"])
+}
 
 
 @pytest.fixture
@@ -18,9 +20,13 @@ def make_llama_like():
         tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", "G"), *more_merges], unk_token="<unk>"))
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         tokenizer.decoder = decoders.Replace("▁", " ")
-        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")])
+        tokenizer.add_special_tokens(
+            [AddedToken(token, special=True, normalized=False) for token in ("<unk>", "<s>", "</s>")]
+        )
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+        )
 
     return make
 
@@ -36,7 +42,11 @@ def ids_of():
 
     def ids(text):
         pieces = text.replace(" ", "▁").split("▁G")
-        return [VOCABULARY[token] for i, piece in enumerate(pieces) for token in (["▁G"] if i else []) + list(piece)]
+        return [
+            VOCABULARY[token]
+            for i, piece in enumerate(pieces)
+            for token in (["▁G"] if i else []) + list(piece)
+        ]
 
     return ids
 
@@ -69,8 +79,16 @@ def cache_roberta(dead_hub):
         (folder / "merges.txt").write_text("#version: 0.2\n")
         RobertaTokenizer(vocab=vocabulary, merges=[], model_max_length=512).save_pretrained(folder)
         torch.manual_seed(0)
-        RobertaModel(RobertaConfig(vocab_size=len(tokens), hidden_size=8, num_hidden_layers=18, num_attention_heads=2, intermediate_size=16,
-                                   max_position_embeddings=514)).save_pretrained(folder)
+        RobertaModel(
+            RobertaConfig(
+                vocab_size=len(tokens),
+                hidden_size=8,
+                num_hidden_layers=18,
+                num_attention_heads=2,
+                intermediate_size=16,
+                max_position_embeddings=514,
+            )
+        ).save_pretrained(folder)
         for name in without:
             (folder / name).unlink()
         return folder

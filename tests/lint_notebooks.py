@@ -13,7 +13,9 @@ BADGE = "(https://colab.research.google.com/github/medqa/medqa/blob/main/noteboo
 HEADINGS = ("Question", "Needs", "Reads", "Writes", "Next")
 WITH_FIGURES = ("03", "04", "11", "12", "13", "14", "15", "20", "21")
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
-PRIVATE_PATH = re.compile(r"(?<![\w.~/-])(?:/(?:home|root|Users|tmp|var|opt|usr|mnt|srv|work)/[\w.-]+|[A-Z]:\\+Users)")
+PRIVATE_PATH = re.compile(
+    r"(?<![\w.~/-])(?:/(?:home|root|Users|tmp|var|opt|usr|mnt|srv|work)/[\w.-]+|[A-Z]:\\+Users)"
+)
 MAX_CELLS, MAX_LINES, MAX_BYTES = 40, 15, 1_000_000
 
 
@@ -61,10 +63,19 @@ def check_layout(path: Path, cells: list[dict]) -> list[str]:
         if (lines := source.count("\n") + 1) > MAX_LINES:
             problems.append(f"cell {i} has {lines} lines; at most {MAX_LINES}")
         if cell["cell_type"] == "code":
-            problems += [f"cell {i} defines {name}; definitions belong into medqa_lib" for name in find_definitions(source)]
+            problems += [
+                f"cell {i} defines {name}; definitions belong into medqa_lib"
+                for name in find_definitions(source)
+            ]
         else:
-            files = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", source) if "://" not in link]
-            problems += [f"cell {i} links to {file}, which does not exist" for file in files if not (path.parent / file).exists()]
+            files = [
+                link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", source) if "://" not in link
+            ]
+            problems += [
+                f"cell {i} links to {file}, which does not exist"
+                for file in files
+                if not (path.parent / file).exists()
+            ]
     return problems
 
 
@@ -72,7 +83,11 @@ def check_run(cells: list[dict]) -> list[str]:
     """Problems in how the notebook was executed."""
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     counts = [cell["execution_count"] for cell in code]
-    problems = [] if counts == list(range(1, len(code) + 1)) else [f"not run from top to bottom: execution counts {counts}"]
+    problems = (
+        []
+        if counts == list(range(1, len(code) + 1))
+        else [f"not run from top to bottom: execution counts {counts}"]
+    )
     if any(output["output_type"] == "error" for cell in code for output in cell["outputs"]):
         problems.append("an error is among the outputs")
     return problems
@@ -102,7 +117,9 @@ def output_text(cell: dict) -> str:
     texts = []
     for output in cell.get("outputs", ()):
         texts += ["".join(output.get("text", "")), *output.get("traceback", ())]
-        texts += ["".join(value) for kind, value in output.get("data", {}).items() if kind.startswith("text/")]
+        texts += [
+            "".join(value) for kind, value in output.get("data", {}).items() if kind.startswith("text/")
+        ]
     return "\n".join(texts)
 
 

@@ -37,25 +37,42 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.ahead, self.strength, self.shifts_labels = ahead, strength, shifts_labels
 
-    def forward(self, input_ids, labels=None, logits_to_keep=None, use_cache=None, shift_labels=None, **_inputs):
+    def forward(
+        self, input_ids, labels=None, logits_to_keep=None, use_cache=None, shift_labels=None, **_inputs
+    ):
         logits = self.strength * one_hot(input_ids.roll(-self.ahead, 1), VOCABULARY).float()
         if logits_to_keep is not None:
             logits = logits[logits_to_keep]
         if labels is not None and not self.shifts_labels:
             shift_labels = labels
-        loss = None if labels is None else ForCausalLMLoss(logits, labels, VOCABULARY, shift_labels=shift_labels)
+        loss = (
+            None if labels is None else ForCausalLMLoss(logits, labels, VOCABULARY, shift_labels=shift_labels)
+        )
         return SimpleNamespace(logits=logits, loss=loss)
 
 
 def tiny_llama():
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
-                                        num_attention_heads=4, num_key_value_heads=2)).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+    ).eval()
 
 
 def encode(tokenizer, policy="aligned", **options):
-    return [{**encode_example(tokenizer, "Q?", answer, 64, policy, **options), "source": "short" if len(answer) < 8 else "long"}
-            for answer in ANSWERS]
+    return [
+        {
+            **encode_example(tokenizer, "Q?", answer, 64, policy, **options),
+            "source": "short" if len(answer) < 8 else "long",
+        }
+        for answer in ANSWERS
+    ]
 
 
 def shift_left(labels):
@@ -69,7 +86,9 @@ def collate(tokenizer, change):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_audit_names_each_policy(llama_like, policy):
-    report = audit_alignment(Oracle(), llama_like, encode(llama_like, policy), PaddingCollator(llama_like, policy, 64))
+    report = audit_alignment(
+        Oracle(), llama_like, encode(llama_like, policy), PaddingCollator(llama_like, policy, 64)
+    )
     assert report["policy"] == policy
     assert report["likelihood_can_tell"]
     assert "likelihood agrees" in report["verdict"]
@@ -103,7 +122,9 @@ def test_audit_counts_lost_eos_by_source(llama_like):
 
 
 def test_audit_finds_eos_that_is_supervised_in_part(llama_like):
-    examples = [row for _time in range(13) for row in encode(llama_like)] + encode_rows_cut_mid_answer(llama_like)
+    examples = [row for _time in range(13) for row in encode(llama_like)] + encode_rows_cut_mid_answer(
+        llama_like
+    )
     for example in examples[1:78]:
         example["labels"][-1] = _
     report = audit_alignment(Oracle(), llama_like, examples)
@@ -114,7 +135,10 @@ def test_audit_finds_eos_that_is_supervised_in_part(llama_like):
 
 
 def encode_rows_cut_mid_answer(tokenizer, policy="aligned"):
-    return [encode_example(tokenizer, "Q?", f"No, it is not so {number}.", 37 + 8, policy, truncation="cut") for number in range(6)]
+    return [
+        encode_example(tokenizer, "Q?", f"No, it is not so {number}.", 37 + 8, policy, truncation="cut")
+        for number in range(6)
+    ]
 
 
 @pytest.mark.parametrize("policy", ["aligned", "preshifted", "full_sequence"])
@@ -122,19 +146,28 @@ def encode_rows_cut_mid_answer(tokenizer, policy="aligned"):
 def test_audit_of_rows_that_are_all_cut_does_not_judge_eos(llama_like, policy, collator):
     report = audit_alignment(Oracle(), llama_like, encode_rows_cut_mid_answer(llama_like, policy), collator)
     require_policy(report, policy)
-    assert "every row is cut and has no EOS" in report["verdict"] and "answer and its EOS" not in report["verdict"]
+    assert (
+        "every row is cut and has no EOS" in report["verdict"]
+        and "answer and its EOS" not in report["verdict"]
+    )
 
 
 @pytest.mark.parametrize("policy", ["aligned", "preshifted", "no_eos"])
 def test_audit_does_not_count_cut_rows_among_those_that_lack_a_supervised_eos(llama_like, policy):
-    report = audit_alignment(Oracle(), llama_like, encode(llama_like, policy) + encode_rows_cut_mid_answer(llama_like, policy))
+    report = audit_alignment(
+        Oracle(), llama_like, encode(llama_like, policy) + encode_rows_cut_mid_answer(llama_like, policy)
+    )
     require_policy(report, policy)
     assert report["eos_share"] == 1 / 2 and "cut" not in report["verdict"]
 
 
 def test_audit_finds_an_eos_that_was_never_added(llama_like):
-    examples = [{name: example[name][:-1] for name in ("input_ids", "labels")} for example in encode(llama_like)]
-    assert len({len(example["input_ids"]) for example in examples}) > 1  # so they were not cut at a maximum length
+    examples = [
+        {name: example[name][:-1] for name in ("input_ids", "labels")} for example in encode(llama_like)
+    ]
+    assert (
+        len({len(example["input_ids"]) for example in examples}) > 1
+    )  # so they were not cut at a maximum length
     report = audit_alignment(Oracle(), llama_like, examples)
     assert report["policy"] == "no_eos" and not report["all_cut"]
 
@@ -144,7 +177,9 @@ def test_audit_finds_a_shift_made_in_the_collator(llama_like):
     report = audit_alignment(Oracle(), llama_like, encode(llama_like), collator)
     assert report["policy"] == "preshifted"
     assert report["verdict"].startswith("double shift: position t learns token t + 2")
-    with pytest.raises(ValueError, match="declares labels 'aligned', but the audit found 'preshifted': double shift"):
+    with pytest.raises(
+        ValueError, match="declares labels 'aligned', but the audit found 'preshifted': double shift"
+    ):
         require_policy(report, "aligned")
 
 
@@ -163,13 +198,21 @@ def slice_labels(batch):
     return batch | {"logits_to_keep": keep, "labels": shift_left(batch["labels"])[keep]}
 
 
-@pytest.mark.parametrize(("change", "policy", "verdict"), [
-    (lambda batch: batch | {"shift_labels": shift_left(batch["labels"])}, "aligned", "aligned"),
-    (lambda batch: keep_answers(batch, shift_left), "aligned", "aligned"),
-    (lambda batch: batch | {"shift_labels": batch["labels"]}, None, "copying"),
-    (lambda batch: batch | {"shift_labels": shift_left(shift_left(batch["labels"]))}, "preshifted", "double shift"),
-    (slice_labels, None, "double shift"),
-], ids=["right", "right on answers", "unshifted", "shifted twice", "sliced labels without shift_labels"])
+@pytest.mark.parametrize(
+    ("change", "policy", "verdict"),
+    [
+        (lambda batch: batch | {"shift_labels": shift_left(batch["labels"])}, "aligned", "aligned"),
+        (lambda batch: keep_answers(batch, shift_left), "aligned", "aligned"),
+        (lambda batch: batch | {"shift_labels": batch["labels"]}, None, "copying"),
+        (
+            lambda batch: batch | {"shift_labels": shift_left(shift_left(batch["labels"]))},
+            "preshifted",
+            "double shift",
+        ),
+        (slice_labels, None, "double shift"),
+    ],
+    ids=["right", "right on answers", "unshifted", "shifted twice", "sliced labels without shift_labels"],
+)
 def test_audit_sees_what_shift_labels_do(llama_like, change, policy, verdict):
     report = audit_alignment(Oracle(), llama_like, encode(llama_like), collate(llama_like, change))
     assert report["policy"] == policy
@@ -224,11 +267,15 @@ def test_audit_switches_an_adapter_off(llama_like):
     assert audit_alignment(Tuned(ahead=2), llama_like, encode(llama_like))["policy"] == "aligned"
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda row: row["labels"].__setitem__(37, _), "of the answers' tokens are supervised"),
-    (lambda row: row["labels"].__setitem__(36, row["input_ids"][36]), "2.8% of the prompt is supervised"),
-    (lambda row: row.update(labels=row["labels"][::-1]), "no constant offset"),
-], ids=["mask too long", "mask too short", "reversed"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda row: row["labels"].__setitem__(37, _), "of the answers' tokens are supervised"),
+        (lambda row: row["labels"].__setitem__(36, row["input_ids"][36]), "2.8% of the prompt is supervised"),
+        (lambda row: row.update(labels=row["labels"][::-1]), "no constant offset"),
+    ],
+    ids=["mask too long", "mask too short", "reversed"],
+)
 def test_audit_finds_masks_that_are_off(llama_like, change, words):
     examples = encode(llama_like)
     for example in examples:
@@ -238,11 +285,24 @@ def test_audit_finds_masks_that_are_off(llama_like, change, words):
     assert words in report["verdict"]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda batch: batch | {"labels": None, "shift_labels": shift_left(batch["labels"])}, "the model returns no loss"),
-    (lambda batch: batch | {"input_ids": batch["input_ids"].flip(0)}, "changed the input ids or their order"),
-    (lambda batch: batch | {"labels": torch.full_like(batch["labels"], _)}, "The loss is computed from something else"),
-], ids=["no labels", "reordered", "nothing supervised"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda batch: batch | {"labels": None, "shift_labels": shift_left(batch["labels"])},
+            "the model returns no loss",
+        ),
+        (
+            lambda batch: batch | {"input_ids": batch["input_ids"].flip(0)},
+            "changed the input ids or their order",
+        ),
+        (
+            lambda batch: batch | {"labels": torch.full_like(batch["labels"], _)},
+            "The loss is computed from something else",
+        ),
+    ],
+    ids=["no labels", "reordered", "nothing supervised"],
+)
 def test_audit_of_a_broken_batch_is_one_clear_error(llama_like, change, message):
     with pytest.raises(ValueError, match=message):
         audit_alignment(Oracle(), llama_like, encode(llama_like), collate(llama_like, change))
@@ -275,9 +335,13 @@ BATCHINGS = {
     "padding-free": lambda _tokenizer: DataCollatorWithFlattening(),
     "padding-free, answer logits": lambda _tokenizer: FlatCollator(),
 }
-masks_logits = hasattr(modeling_utils, "slice_logits_to_keep")  # older transformers take positions, the same in each row, and no mask
+masks_logits = hasattr(
+    modeling_utils, "slice_logits_to_keep"
+)  # older transformers take positions, the same in each row, and no mask
 if masks_logits:
-    BATCHINGS["padded, answer logits"] = lambda tokenizer: collate(tokenizer, lambda batch: keep_answers(batch, shift_left))
+    BATCHINGS["padded, answer logits"] = lambda tokenizer: collate(
+        tokenizer, lambda batch: keep_answers(batch, shift_left)
+    )
 
 
 @pytest.mark.parametrize("policy", ["aligned", "preshifted", "full_sequence"])
@@ -299,23 +363,39 @@ def test_check_loss_allows_more_in_bfloat16(llama_like):
 
 
 def make_trainer(tmp_path, tokenizer, collator, rows=2, gradient_accumulation_steps=3, kind=Trainer):
-    arguments = TrainingArguments(str(tmp_path), per_device_train_batch_size=rows, gradient_accumulation_steps=gradient_accumulation_steps, max_steps=1,
-                                  learning_rate=0.0, logging_steps=1, report_to=[], use_cpu=True, remove_unused_columns=False,
-                                  save_strategy="no", disable_tqdm=True)
+    arguments = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        max_steps=1,
+        learning_rate=0.0,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        remove_unused_columns=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     examples = [{name: row[name] for name in ("input_ids", "labels")} for row in encode(tokenizer)]
     return kind(tiny_llama(), arguments, train_dataset=examples, data_collator=collator)
 
 
 @pytest.mark.parametrize("gradient_accumulation_steps", [1, 3])
 @pytest.mark.parametrize("batching", BATCHINGS)
-def test_check_trainer_loss_holds_in_every_batching_and_is_what_it_trains_on(tmp_path, llama_like, batching, gradient_accumulation_steps):
+def test_check_trainer_loss_holds_in_every_batching_and_is_what_it_trains_on(
+    tmp_path, llama_like, batching, gradient_accumulation_steps
+):
     collator = BATCHINGS[batching](llama_like)
-    trainer = make_trainer(tmp_path, llama_like, collator, 6 // gradient_accumulation_steps, gradient_accumulation_steps)
+    trainer = make_trainer(
+        tmp_path, llama_like, collator, 6 // gradient_accumulation_steps, gradient_accumulation_steps
+    )
     state = torch.get_rng_state()
     assert check_trainer_loss(trainer) < 1e-5
     assert torch.equal(torch.get_rng_state(), state)
     trainer.train()  # all six rows in one step, so their order is no matter
-    check_loss(trainer.model, [PaddingCollator(llama_like)(encode(llama_like))], trainer.state.log_history[0]["loss"])
+    check_loss(
+        trainer.model, [PaddingCollator(llama_like)(encode(llama_like))], trainer.state.log_history[0]["loss"]
+    )
 
 
 @pytest.mark.skipif(not masks_logits, reason="this transformers takes no mask of logits to keep")
@@ -341,10 +421,14 @@ def test_audit_with_real_weights_names_each_policy():
     from medqa_lib.model import load_base_model, load_tokenizer
 
     tokenizer, model = load_tokenizer(PROFILES["cpu"]), load_base_model(PROFILES["cpu"])
-    questions = {"What is gout?": "Gout is a painful disease of the joints. It comes from too much uric acid in the blood.",
-                 "How is anaemia treated?": "Iron tablets are the usual treatment. The cause of the loss of iron must be found as well."}
+    questions = {
+        "What is gout?": "Gout is a painful disease of the joints. It comes from too much uric acid in the blood.",
+        "How is anaemia treated?": "Iron tablets are the usual treatment. The cause of the loss of iron must be found as well.",
+    }
     for policy in POLICIES:
-        examples = [encode_example(tokenizer, question, answer, 96, policy) for question, answer in questions.items()]
+        examples = [
+            encode_example(tokenizer, question, answer, 96, policy) for question, answer in questions.items()
+        ]
         report = audit_alignment(model, tokenizer, examples, PaddingCollator(tokenizer, policy, 96))
         assert report["likelihood_can_tell"], report["verdict"]
         assert report["policy"] == policy

@@ -12,11 +12,16 @@ def test_find_nearest_answers_prefers_rare_words():
     questions = ["What is gout ?", "What is asthma ?", "What are the treatments for asthma ?"]
     answers = ["Gout is joint pain.", "Asthma is narrow airways.", "An inhaler."]
     asked = ["treatments for asthma", "what is gout in adults", "GOUT"] * 100  # more than one chunk
-    assert baselines.find_nearest_answers(questions, answers, asked) == ["An inhaler.", "Gout is joint pain.", "Gout is joint pain."] * 100
+    assert (
+        baselines.find_nearest_answers(questions, answers, asked)
+        == ["An inhaler.", "Gout is joint pain.", "Gout is joint pain."] * 100
+    )
 
 
-@pytest.mark.parametrize(("answer", "reference", "cut"), [
-    ("one two  three four", "a b", "one two"), ("one", "a b c", "one"), ("one two", "", ""), ("", "a", "")])
+@pytest.mark.parametrize(
+    ("answer", "reference", "cut"),
+    [("one two  three four", "a b", "one two"), ("one", "a b c", "one"), ("one two", "", ""), ("", "a", "")],
+)
 def test_cut_words(answer, reference, cut):
     assert baselines.cut_words(answer, reference) == cut
 
@@ -38,4 +43,6 @@ def test_run_reference_lines_answers_the_base_runs_questions(tmp_path, monkeypat
     assert "eos_rate" not in nearest.metrics
     monkeypatch.setattr(baselines, "save_run", None)  # a second call only reads
     again = baselines.run_baselines(splits, profile, tmp_path)
-    assert {name: run.metrics for name, run in again.items()} == {name: run.metrics for name, run in lines.items()}
+    assert {name: run.metrics for name, run in again.items()} == {
+        name: run.metrics for name, run in lines.items()
+    }

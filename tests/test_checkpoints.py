@@ -57,7 +57,9 @@ def test_write_manifest_records_sizes_hashes_and_identity(tmp_path):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     # sha256sum of 1,000 bytes 0x01
     assert manifest["files"]["adapter_model.safetensors"] == {
-        "bytes": 1000, "sha256": "353c38352a855c80f4ecb0793a76493228541b5fab5ef7af26effac91e77ec46"}
+        "bytes": 1000,
+        "sha256": "353c38352a855c80f4ecb0793a76493228541b5fab5ef7af26effac91e77ec46",
+    }
     assert manifest["identity"] == IDENTITY
     assert verify(checkpoint) == []
 
@@ -125,7 +127,9 @@ def test_files_outside_a_checkpoint_are_refused_and_stay_as_they_are(tmp_path, n
     name = name.replace("absolute", str(precious))
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
-    manifest["seal"] = hashlib.sha256(json.dumps({k: v for k, v in manifest.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
+    manifest["seal"] = hashlib.sha256(
+        json.dumps({k: v for k, v in manifest.items() if k != "seal"}, sort_keys=True).encode()
+    ).hexdigest()
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     with CheckpointSession(tmp_path, tmp_path / "drive", IDENTITY) as session:
         assert session.resume_from() is None
@@ -174,7 +178,9 @@ def test_prune_checkpoints_truncates_before_it_deletes(tmp_path, monkeypatch):
     make_checkpoint(tmp_path, 4)
     sizes = []
     unlink = checkpoints.Path.unlink
-    monkeypatch.setattr(checkpoints.Path, "unlink", lambda path, **kw: (sizes.append(path.stat().st_size), unlink(path, **kw)))
+    monkeypatch.setattr(
+        checkpoints.Path, "unlink", lambda path, **kw: (sizes.append(path.stat().st_size), unlink(path, **kw))
+    )
     prune_checkpoints(tmp_path, keep=1)
     assert names(tmp_path) == ["checkpoint-4"] and sizes == [0, 0, 0]
 
@@ -213,7 +219,9 @@ def test_copy_checkpoint_onto_itself_loses_nothing(tmp_path):
 
 
 def test_copy_checkpoint_of_a_broken_source_leaves_the_good_copy(tmp_path):
-    good = copy_checkpoint(make_checkpoint(tmp_path / "local", 2), make_checkpoint(tmp_path / "drive", 1).parent)
+    good = copy_checkpoint(
+        make_checkpoint(tmp_path / "local", 2), make_checkpoint(tmp_path / "drive", 1).parent
+    )
     damage_manifest_absent(tmp_path / "local" / "checkpoint-2")
     with pytest.raises(FileNotFoundError):
         copy_checkpoint(tmp_path / "local" / "checkpoint-2", tmp_path / "drive")
@@ -300,8 +308,10 @@ def test_require_lasting_refuses_a_drive_that_is_gone(tmp_path):
 
 
 def test_session_explains_an_error_of_a_drive_that_already_lacks_a_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="checkpoint-2 is whole in"), \
-            CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY) as session:
+    with (
+        pytest.raises(CheckpointError, match="checkpoint-2 is whole in"),
+        CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY) as session,
+    ):
         (tmp_path / "drive").rename(tmp_path / "away")
         save(session, 2)
         raise OSError(errno.EROFS, "Read-only file system")
@@ -316,7 +326,9 @@ def test_session_reports_a_copy_that_reads_back_differently(tmp_path, capsys, mo
 
 
 def test_check_space_refuses_a_disk_that_is_too_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_session.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100 * 2**20))
+    monkeypatch.setattr(
+        checkpoint_session.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100 * 2**20)
+    )
     with CheckpointSession(tmp_path, tmp_path, IDENTITY, keep=2) as session:
         session.check_space(33 * 2**20)  # three need 99 MiB
         with pytest.raises(CheckpointError, match="100 MiB free, the checkpoints still to come need 102 MiB"):
@@ -325,7 +337,9 @@ def test_check_space_refuses_a_disk_that_is_too_small(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("there", "fits_mib"), [((), 33), ((2,), 50), ((2, 4), 100), ((2, 4, 6, 8), 100)])
 def test_check_space_counts_the_checkpoints_that_lie_there(tmp_path, monkeypatch, there, fits_mib):
-    monkeypatch.setattr(checkpoint_session.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100 * 2**20))
+    monkeypatch.setattr(
+        checkpoint_session.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100 * 2**20)
+    )
     for step in there:
         make_checkpoint(tmp_path, step)
     make_checkpoint(tmp_path, 9, identity=None)  # a fragment counts for nothing
@@ -349,18 +363,26 @@ def test_check_space_lets_a_run_pass_that_is_trained(tmp_path, monkeypatch):
 
 def test_session_explains_a_full_disk_only_while_saving(tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(CheckpointError, match="make room there and start again"), \
-            CheckpointSession(tmp_path, tmp_path, IDENTITY) as session:
+    with (
+        pytest.raises(CheckpointError, match="make room there and start again"),
+        CheckpointSession(tmp_path, tmp_path, IDENTITY) as session,
+    ):
         session.on_step_end(None, None, SimpleNamespace(should_save=True))
         raise full
-    with pytest.raises(OSError, match="No space left") as other, CheckpointSession(tmp_path, tmp_path, IDENTITY):
+    with (
+        pytest.raises(OSError, match="No space left") as other,
+        CheckpointSession(tmp_path, tmp_path, IDENTITY),
+    ):
         raise full
     assert other.value is full
 
 
 def test_session_without_a_writable_folder_says_what_to_do(tmp_path):
     (tmp_path / "drive").write_text("a file where the folder should be")
-    with pytest.raises(CheckpointError, match="Is Drive mounted"), CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY):
+    with (
+        pytest.raises(CheckpointError, match="Is Drive mounted"),
+        CheckpointSession(tmp_path / "local", tmp_path / "drive", IDENTITY),
+    ):
         pass
 
 
@@ -395,8 +417,12 @@ def test_file_system_without_locks_is_not_taken_for_a_busy_run(tmp_path, monkeyp
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(run_lock.fcntl, "lockf", lockf)
-    with pytest.raises(CheckpointError, match="run.lock cannot be locked .*No locks available.*Set MEDQA_SCRATCH") as refusal, \
-            CheckpointSession(tmp_path, tmp_path, IDENTITY):
+    with (
+        pytest.raises(
+            CheckpointError, match="run.lock cannot be locked .*No locks available.*Set MEDQA_SCRATCH"
+        ) as refusal,
+        CheckpointSession(tmp_path, tmp_path, IDENTITY),
+    ):
         pass
     assert refusal.type is CheckpointError, "not RunBusy"
 
@@ -408,7 +434,9 @@ def test_release_leaves_no_heartbeat_of_a_beat_in_progress(tmp_path, monkeypatch
         if threading.current_thread() is not threading.main_thread():
             beats.append(threading.current_thread())
             writing.set()
-            released.wait(1)  # `release` is called meanwhile, and must not come back before the file is written
+            released.wait(
+                1
+            )  # `release` is called meanwhile, and must not come back before the file is written
         checkpoints.write_json_atomically(path, content)
 
     monkeypatch.setattr(run_lock, "write_json_atomically", write_slowly)
@@ -424,7 +452,9 @@ def test_release_leaves_no_heartbeat_of_a_beat_in_progress(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(("silent_s", "refused"), [(30, True), (run_lock.STALE_S + 1, False)])
 def test_lock_of_another_machine_counts_until_its_heartbeat_stops(tmp_path, silent_s, refused):
-    (tmp_path / "run.lock.json").write_text(json.dumps({"host": "another", "pid": 7, "beat": time.time() - silent_s}))
+    (tmp_path / "run.lock.json").write_text(
+        json.dumps({"host": "another", "pid": 7, "beat": time.time() - silent_s})
+    )
     lock = RunLock(tmp_path, tmp_path)
     if refused:
         with pytest.raises(RunBusy, match="Process 7 on machine another"):

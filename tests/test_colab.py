@@ -29,6 +29,7 @@ def outside_colab(monkeypatch, tmp_path):
 @pytest.fixture
 def fake_colab(monkeypatch):
     """`google.colab` as a runtime has it; `calls` counts the mounts, `secrets` is what the user stored."""
+
     class SecretNotFoundError(Exception):
         pass
 
@@ -124,7 +125,9 @@ def test_mount_drive_moves_home_to_drive_and_mounts_once(fake_colab, tmp_path):
     assert expected.is_dir()
     assert os.environ["MEDQA_HOME"] == str(expected)
     local, lasting = checkpoint_folders(expected, "run")
-    assert local == colab.SCRATCH / "checkpoints" / "run" and lasting == expected / "checkpoints" / "run", "saved locally, copied to Drive"
+    assert local == colab.SCRATCH / "checkpoints" / "run" and lasting == expected / "checkpoints" / "run", (
+        "saved locally, copied to Drive"
+    )
     del os.environ["MEDQA_HOME"]  # as in the next notebook's kernel on the same runtime
     assert colab.mount_drive() == colab.project_dir() == expected
     assert fake_colab.calls == 1

@@ -10,5 +10,12 @@ from medqa_lib.config import EXPERIMENTS
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda experiment: experiment.name)
 def test_experiment_differs_from_its_partner_in_what_it_declares_only(experiment):
     baseline = EXPERIMENTS[experiment.baseline or experiment.name]  # exp_001, the first, has none
-    recipe = {field.name for field in dataclasses.fields(experiment)} - {"name", "question", "baseline", "changed_fields"}
-    assert {field for field in recipe if getattr(experiment, field) != getattr(baseline, field)} == set(experiment.changed_fields)
+    recipe = {field.name for field in dataclasses.fields(experiment)} - {
+        "name",
+        "question",
+        "baseline",
+        "changed_fields",
+    }
+    assert {field for field in recipe if getattr(experiment, field) != getattr(baseline, field)} == set(
+        experiment.changed_fields
+    )

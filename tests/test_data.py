@@ -26,17 +26,23 @@ from medqa_lib.data import prepare as data
 
 # The bundled sample's splits, everywhere. They change when the sample or a rule does, and never by themselves.
 SAMPLE_SHA256 = {
-    "group": {"train": "744c59138a4fa4225902abb333ad7db45d28ff2560c733a10570ab67f64e1ac9",
-              "validation": "13b55e409ef68b9f441e30ce949730d7717a652432f8785abacaa4e7a62cdeab",
-              "test": "2fea15406070f645a0f64c4426e90b6943d252b8672cf324e65b61f89d4f6881"},
-    "random": {"train": "288c66758d9d1da9f6108609a457ef322bf620054cce3404b1befadf7a576f39",
-               "validation": "43b0a5c07963e8d0fa6dcf23b1e237a1ff5fece91806000f55f16d012f44e573",
-               "test": "269ee7e9cc110517a567fe340f2f2841c85329ad5c8ce4ab08bc9855df731caa"},
+    "group": {
+        "train": "744c59138a4fa4225902abb333ad7db45d28ff2560c733a10570ab67f64e1ac9",
+        "validation": "13b55e409ef68b9f441e30ce949730d7717a652432f8785abacaa4e7a62cdeab",
+        "test": "2fea15406070f645a0f64c4426e90b6943d252b8672cf324e65b61f89d4f6881",
+    },
+    "random": {
+        "train": "288c66758d9d1da9f6108609a457ef322bf620054cce3404b1befadf7a576f39",
+        "validation": "43b0a5c07963e8d0fa6dcf23b1e237a1ff5fece91806000f55f16d012f44e573",
+        "test": "269ee7e9cc110517a567fe340f2f2841c85329ad5c8ce4ab08bc9855df731caa",
+    },
 }
 REAL_DIR = os.environ.get("MEDQA_DATA_DIR")  # of the caller; the tests run without it
 MEDQUAD = "question,answer,source,focus_area\nWhat is gout?,Gout is a disease of joints.,x,gout\n"
-AFRIMEDQA = ('sample_id,question_type,question,answer_options,correct_answer,answer_rationale\n'
-             '1,mcq,Which organ?,"{""option1"": ""Liver"", ""option2"": ""Spleen""}",option2,No rationale\n')
+AFRIMEDQA = (
+    "sample_id,question_type,question,answer_options,correct_answer,answer_rationale\n"
+    '1,mcq,Which organ?,"{""option1"": ""Liver"", ""option2"": ""Spleen""}",option2,No rationale\n'
+)
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +71,21 @@ def folder(tmp_path):
 def test_load_sources_takes_the_bundled_sample_off_the_gpu(monkeypatch, profile):
     monkeypatch.setenv("MEDQA_PROFILE", profile)
     frames = load_sources()
-    assert {name: frame.attrs["origin"] for name, frame in frames.items()} == dict.fromkeys(("medquad", "afrimedqa"), "bundled sample")
+    assert {name: frame.attrs["origin"] for name, frame in frames.items()} == dict.fromkeys(
+        ("medquad", "afrimedqa"), "bundled sample"
+    )
     assert list(frames["medquad"]) == ["question", "answer", "source", "focus_area"]
-    assert list(frames["afrimedqa"]) == ["sample_id", "question_type", "tier", "prompt", "question", "question_clean", "answer_options",
-                                         "correct_answer", "answer_rationale"]
+    assert list(frames["afrimedqa"]) == [
+        "sample_id",
+        "question_type",
+        "tier",
+        "prompt",
+        "question",
+        "question_clean",
+        "answer_options",
+        "correct_answer",
+        "answer_rationale",
+    ]
 
 
 def test_load_sources_prefers_a_folder_to_a_download(monkeypatch, folder):
@@ -78,19 +95,31 @@ def test_load_sources_prefers_a_folder_to_a_download(monkeypatch, folder):
         file.write(MEDQUAD)
     (folder / "medquad.csv").unlink()
     frames = load_sources()
-    assert frames["medquad"]["focus_area"].tolist() == ["gout"] and frames["medquad"].attrs["origin"] == "medquad.csv.gz"
+    assert (
+        frames["medquad"]["focus_area"].tolist() == ["gout"]
+        and frames["medquad"].attrs["origin"] == "medquad.csv.gz"
+    )
     assert frames["afrimedqa"]["correct_answer"].tolist() == ["option2"]
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "is empty"),
-    (b"question,answer,focus_area\n", "no row below the header"),
-    (b"question,reply\nWhat?,That.\n", "no column answer, focus_area; it has question, reply"),
-    ("question,answer,focus_area\nM\u00e9ni\u00e8re?,x,y\n".encode("latin-1"), "not UTF-8 .byte 0xe9 at 2[0-9]"),
-    (b'question,answer,focus_area\n"What?,x,y\n', "cannot be read as CSV"),
-    (b"question,answer,focus_area\na,b,c,d,e\nf,g,h,i,j\n", "cannot be read as CSV .a row has more cells"),
-    (b"question,answer,focus_area\na,b,c\nf,g,h,i,j\n", "cannot be read as CSV"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"question,answer,focus_area\n", "no row below the header"),
+        (b"question,reply\nWhat?,That.\n", "no column answer, focus_area; it has question, reply"),
+        (
+            "question,answer,focus_area\nM\u00e9ni\u00e8re?,x,y\n".encode("latin-1"),
+            "not UTF-8 .byte 0xe9 at 2[0-9]",
+        ),
+        (b'question,answer,focus_area\n"What?,x,y\n', "cannot be read as CSV"),
+        (
+            b"question,answer,focus_area\na,b,c,d,e\nf,g,h,i,j\n",
+            "cannot be read as CSV .a row has more cells",
+        ),
+        (b"question,answer,focus_area\na,b,c\nf,g,h,i,j\n", "cannot be read as CSV"),
+    ],
+)
 def test_load_sources_names_the_file_and_what_is_wrong(folder, content, message):
     (folder / "medquad.csv").write_bytes(content)
     with pytest.raises(ValueError, match=f"medquad.csv.*{message}") as error:
@@ -101,7 +130,7 @@ def test_load_sources_names_the_file_and_what_is_wrong(folder, content, message)
 def test_load_sources_reports_a_file_that_is_cut_off(folder):
     whole = gzip.compress(AFRIMEDQA.encode() * 50)
     (folder / "afrimedqa_v2_x.csv").unlink()
-    (folder / "afrimedqa_v2_x.csv.gz").write_bytes(whole[:len(whole) // 2])
+    (folder / "afrimedqa_v2_x.csv.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="afrimedqa_v2_x.csv.gz cannot be read"):
         load_sources(folder)
 
@@ -127,7 +156,9 @@ def test_load_sources_downloads_for_the_gpu_and_falls_back_to_the_mirror(monkeyp
         asked.append(repository)
         if repository == sources.AFRIMEDQA_HUB:
             raise RuntimeError("Dataset is gated. You must be authenticated\nto access it.")
-        return {"train": Dataset.from_csv(str(folder / "afrimedqa_v2_x.csv"), cache_dir=str(folder / "cache"))}
+        return {
+            "train": Dataset.from_csv(str(folder / "afrimedqa_v2_x.csv"), cache_dir=str(folder / "cache"))
+        }
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(dataset_download=lambda name: str(folder)))
@@ -136,7 +167,10 @@ def test_load_sources_downloads_for_the_gpu_and_falls_back_to_the_mirror(monkeyp
     assert frames["afrimedqa"].attrs["origin"] == "huggingface.co/datasets/afrimedqa/afrimedqa_v2"
     assert merge_sources(frames)["answer"].tolist() == ["Gout is a disease of joints.", "Spleen"]
     printed = capsys.readouterr().out
-    assert "accept its conditions on https://huggingface.co/datasets/intronhealth/afrimedqa_v2" in printed and "mirror" in printed
+    assert (
+        "accept its conditions on https://huggingface.co/datasets/intronhealth/afrimedqa_v2" in printed
+        and "mirror" in printed
+    )
 
 
 def test_load_sources_says_what_to_do_without_a_network(monkeypatch):
@@ -146,10 +180,15 @@ def test_load_sources_says_what_to_do_without_a_network(monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(dataset_download=fail))
-    with pytest.raises(RuntimeError, match="kaggle.com/datasets/pythonafroz.*no route to host.*MEDQA_DATA_DIR"):
+    with pytest.raises(
+        RuntimeError, match="kaggle.com/datasets/pythonafroz.*no route to host.*MEDQA_DATA_DIR"
+    ):
         load_sources()
     monkeypatch.setattr("datasets.load_dataset", fail)
-    with pytest.raises(RuntimeError, match="intronhealth.*afrimedqa/afrimedqa_v2: ConnectionError: no route.*HF_TOKEN.*MEDQA_DATA_DIR"):
+    with pytest.raises(
+        RuntimeError,
+        match="intronhealth.*afrimedqa/afrimedqa_v2: ConnectionError: no route.*HF_TOKEN.*MEDQA_DATA_DIR",
+    ):
         sources.download_afrimedqa()
 
 
@@ -161,9 +200,18 @@ def test_merge_sources_counts_every_row_of_the_sample(pairs):
     assert funnel[0] == {"step": "raw rows", "rows": 154, "removed": 0, "changed": 0}
     assert len(pairs) + sum(step["removed"] for step in funnel) == 154
     assert {step["step"]: step["removed"] for step in funnel if step["removed"]} == {
-        "consumer questions (no reference answer)": 4, "options and key": 3, "question templates and labels": 1, "phenotype tables": 1,
-        "link-only answers": 2, "no question or answer": 3, "under three words": 2, "not medical": 1, "exact pairs": 2,
-        "one answer a question": 1, "template answers": 2}
+        "consumer questions (no reference answer)": 4,
+        "options and key": 3,
+        "question templates and labels": 1,
+        "phenotype tables": 1,
+        "link-only answers": 2,
+        "no question or answer": 3,
+        "under three words": 2,
+        "not medical": 1,
+        "exact pairs": 2,
+        "one answer a question": 1,
+        "template answers": 2,
+    }
     assert pairs["source"].value_counts().to_dict() == {"medquad": 88, "afrimedqa": 44}
 
 
@@ -177,8 +225,11 @@ def test_merge_sources_gives_text_in_every_cell_and_choices_that_hold_the_answer
 
 
 def test_merge_sources_leaves_control_token_text_to_the_prompt(pairs):
-    assert [question for question, answer in zip(pairs["question"], pairs["answer"], strict=True) if "</s>" in answer] == [
-        "What is Control Tokens in Clinic Notes?"]
+    assert [
+        question
+        for question, answer in zip(pairs["question"], pairs["answer"], strict=True)
+        if "</s>" in answer
+    ] == ["What is Control Tokens in Clinic Notes?"]
 
 
 def test_merge_sources_of_the_sample_fits_short_models(pairs):
@@ -192,7 +243,9 @@ def test_merge_sources_refuses_unknown_and_unusable_sources():
         merge_sources({"pubmed": frames["medquad"]})
     with pytest.raises(ValueError, match="no column answer_rationale"):
         merge_sources({"afrimedqa": frames["afrimedqa"].drop(columns="answer_rationale")})
-    empty = pd.DataFrame({"question": [None, "Why?"], "answer": ["Because of rest.", float("nan")], "focus_area": ["", 3]})
+    empty = pd.DataFrame(
+        {"question": [None, "Why?"], "answer": ["Because of rest.", float("nan")], "focus_area": ["", 3]}
+    )
     with pytest.raises(ValueError, match="No pair is left of 2 raw rows"):
         merge_sources({"medquad": empty})
 
@@ -207,7 +260,9 @@ def test_split_pairs_of_the_sample_leaks_only_row_by_row(pairs):
 
 
 def test_merge_sources_does_not_depend_on_the_order_of_raw_rows(pairs):
-    shuffled = {name: frame.sample(frac=1, random_state=1) for name, frame in load_sources(sources.SAMPLE_DIR).items()}
+    shuffled = {
+        name: frame.sample(frac=1, random_state=1) for name, frame in load_sources(sources.SAMPLE_DIR).items()
+    }
     assert hash_splits(split_pairs(merge_sources(shuffled))) == hash_splits(split_pairs(pairs))
 
 
@@ -218,8 +273,14 @@ def test_prepare_splits_keeps_its_work_and_says_what_it_holds(monkeypatch, tmp_p
     first = prepare_splits()
     [manifest] = (tmp_path / "home" / "data").glob("*/group/manifest.json")
     about = json.loads(manifest.read_text())
-    assert about["rows"] == first.num_rows and about["sha256"] == hash_splits(first) and about["funnel"][0]["rows"] == 154
-    assert about["sources"]["medquad"] == {"origin": "bundled sample", "rows": 100} and about["versions"].keys() >= {"pandas", "datasets"}
+    assert (
+        about["rows"] == first.num_rows
+        and about["sha256"] == hash_splits(first)
+        and about["funnel"][0]["rows"] == 154
+    )
+    assert about["sources"]["medquad"] == {"origin": "bundled sample", "rows": 100} and about[
+        "versions"
+    ].keys() >= {"pandas", "datasets"}
     monkeypatch.setattr(data, "clean_rows", None)  # a second call must not need it
     assert hash_splits(prepare_splits()) == hash_splits(first)
 
@@ -232,7 +293,11 @@ def test_prepare_splits_keeps_both_splits_and_notices_other_sources(monkeypatch,
     (folder / "medquad.csv").write_text(MEDQUAD + more)
     monkeypatch.setenv("MEDQA_DATA_DIR", str(folder))
     prepare_splits(home=home)
-    assert sorted(path.parent.name for path in home.glob("data/*/*/manifest.json")) == ["group", "group", "random"]
+    assert sorted(path.parent.name for path in home.glob("data/*/*/manifest.json")) == [
+        "group",
+        "group",
+        "random",
+    ]
 
 
 def test_prepare_splits_notices_another_way_to_merge(monkeypatch, tmp_path):
@@ -246,7 +311,9 @@ def test_prepare_splits_notices_another_way_to_merge(monkeypatch, tmp_path):
     assert len(list((tmp_path / "home" / "data").glob("*/group"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut Arrow", "lost Arrow", "no manifest", "broken manifest", "other row", "empty folder"])
+@pytest.mark.parametrize(
+    "damage", ["cut Arrow", "lost Arrow", "no manifest", "broken manifest", "other row", "empty folder"]
+)
 def test_prepare_splits_makes_damaged_splits_again_and_says_so(tmp_path, capsys, damage):
     expected = hash_splits(prepare_splits())
     [folder] = (tmp_path / "home" / "data").glob("*/group")
@@ -268,7 +335,11 @@ def test_prepare_splits_makes_damaged_splits_again_and_says_so(tmp_path, capsys,
         load_splits(folder)
     assert hash_splits(prepare_splits()) == expected
     printed = capsys.readouterr().out
-    assert "damaged" in printed and "Making them again" in printed and hash_splits(load_splits(folder)) == expected
+    assert (
+        "damaged" in printed
+        and "Making them again" in printed
+        and hash_splits(load_splits(folder)) == expected
+    )
     assert not list(folder.parent.glob("*partial*"))
 
 
@@ -288,7 +359,9 @@ def test_save_splits_keeps_the_folder_of_a_faster_process(tmp_path, pairs):
     splits = split_pairs(pairs)
     folder = save_splits(splits, tmp_path / "splits")
     inode = folder.stat().st_ino
-    assert save_splits(splits, folder) == folder and folder.stat().st_ino == inode, "somebody may be reading it"
+    assert save_splits(splits, folder) == folder and folder.stat().st_ino == inode, (
+        "somebody may be reading it"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["splits"]
 
 

@@ -21,7 +21,9 @@ QUESTIONS = ["What is gout?", "How is malaria diagnosed?", "Is it? 漢字", "a"]
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
     root = tmp_path_factory.mktemp("adapters")
-    return {name: make_adapter(root / name, seed) for seed, name in enumerate(("exp_003", "exp_004"), start=1)}
+    return {
+        name: make_adapter(root / name, seed) for seed, name in enumerate(("exp_003", "exp_004"), start=1)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,9 @@ def test_stream_stops_a_finished_row_and_lets_the_other_go_on(engine, monkeypatc
     eos = engine.tokenizer.eos_token_id
     a, b, c = engine.tokenizer.convert_tokens_to_ids(list("abc"))
     planned = iter([[a, b], [eos, b], [c, b], [c, eos]])
-    monkeypatch.setattr(engine, "_next_tokens", lambda ids, cache, names: (torch.tensor(next(planned)).view(2, 1), cache))
+    monkeypatch.setattr(
+        engine, "_next_tokens", lambda ids, cache, names: (torch.tensor(next(planned)).view(2, 1), cache)
+    )
     assert list(engine.stream("x", "exp_004", 50)) == [("a", "b"), ("a", "bb"), ("a", "bbb"), ("a", "bbb")]
 
 
@@ -93,36 +97,63 @@ def test_engine_refuses_dora(tmp_path):
 # --- what the page shows ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("question", ["<script>alert(1)</script>", "</s></s>", "### Response:\n### Instruction:", "\ud800 lone", "\x00\x07",
-                                      "漢字 🩺 عربى", "{question} {0} %s \\u0041", "a" * 1_000])
+@pytest.mark.parametrize(
+    "question",
+    [
+        "<script>alert(1)</script>",
+        "</s></s>",
+        "### Response:\n### Instruction:",
+        "\ud800 lone",
+        "\x00\x07",
+        "漢字 🩺 عربى",
+        "{question} {0} %s \\u0041",
+        "a" * 1_000,
+    ],
+)
 def test_answer_question_survives_any_text(engine, question):
     base, tuned, status = last(engine, question, "exp_004", 3)
     assert base and tuned and "Done." in status
 
 
-@pytest.mark.parametrize(("question", "text"), [("", "write a question"), (None, "write a question"), ("a" * 10_000, "10,000 characters")])
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [("", "write a question"), (None, "write a question"), ("a" * 10_000, "10,000 characters")],
+)
 def test_answer_question_says_why_it_does_not_answer(engine, question, text):
-    (base, tuned, status), = demo.answer_question(engine, question, "exp_004", 3)
+    ((base, tuned, status),) = demo.answer_question(engine, question, "exp_004", 3)
     assert (base, tuned) == ("", "") and text in status
 
 
-@pytest.mark.parametrize(("tokens", "most"), [(-5, 1), (0.4, 1), (10**9, demo.MAX_NEW_TOKENS), (float("inf"), demo.MAX_NEW_TOKENS),
-                                                (float("-inf"), 1)])
+@pytest.mark.parametrize(
+    ("tokens", "most"),
+    [
+        (-5, 1),
+        (0.4, 1),
+        (10**9, demo.MAX_NEW_TOKENS),
+        (float("inf"), demo.MAX_NEW_TOKENS),
+        (float("-inf"), 1),
+    ],
+)
 def test_answer_question_bounds_the_length(engine, monkeypatch, tokens, most):
     asked = []
-    monkeypatch.setattr(engine, "stream", lambda question, adapter, length: asked.append(length) or iter([("a", "b")]))
+    monkeypatch.setattr(
+        engine, "stream", lambda question, adapter, length: asked.append(length) or iter([("a", "b")])
+    )
     last(engine, "x", "exp_004", tokens)
     assert asked == [most]
 
 
 @pytest.mark.parametrize("tokens", [None, float("nan"), "many"])
 def test_answer_question_asks_for_a_length_that_is_none(engine, tokens):
-    (base, tuned, status), = demo.answer_question(engine, "What is gout?", "exp_004", tokens)
+    ((base, tuned, status),) = demo.answer_question(engine, "What is gout?", "exp_004", tokens)
     assert (base, tuned) == ("", "") and "number of tokens from 1 to 512" in status
 
 
 def test_answer_question_shows_the_emergency_notice_at_every_step(engine):
-    assert all(EMERGENCY in status for _, _, status in demo.answer_question(engine, "I have chest pain", "exp_004", 3))
+    assert all(
+        EMERGENCY in status
+        for _, _, status in demo.answer_question(engine, "I have chest pain", "exp_004", 3)
+    )
     assert EMERGENCY not in last(engine, "What is gout?", "exp_004", 3)[2]
 
 
@@ -155,7 +186,9 @@ def test_launch_app_makes_no_public_link(monkeypatch):
             return None, "http://127.0.0.1:7860/", None
 
     assert demo.launch_app(App(), block=False) == "http://127.0.0.1:7860/"
-    assert called["share"] is False and called["prevent_thread_lock"] is True and called["run_history"] is False
+    assert (
+        called["share"] is False and called["prevent_thread_lock"] is True and called["run_history"] is False
+    )
 
 
 # --- command and Space -----------------------------------------------------------------------------------------------
@@ -164,7 +197,9 @@ def test_launch_app_makes_no_public_link(monkeypatch):
 def test_main_says_in_a_line_that_an_adapter_does_not_fit(adapters, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MEDQA_PROFILE", "smoke")
     folder = shutil.copytree(adapters["exp_004"], tmp_path / "other")
-    settings = json.loads((folder / CONFIG).read_text()) | {"base_model_name_or_path": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"}
+    settings = json.loads((folder / CONFIG).read_text()) | {
+        "base_model_name_or_path": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
+    }
     (folder / CONFIG).write_text(json.dumps(settings))
     with pytest.raises(SystemExit) as caught:
         demo.main(["--adapter", str(folder)])
@@ -175,12 +210,20 @@ def test_main_says_in_a_line_that_an_adapter_does_not_fit(adapters, tmp_path, mo
 def test_write_space_holds_all_that_it_needs(adapters, tmp_path):
     folder = space.write_space(tmp_path / "space", adapters, SMOKE)
     assert list(find_adapters(folder / "adapters")) == ["exp_004", "exp_003"]
-    assert (folder / "adapters" / "exp_004" / WEIGHTS).read_bytes() == (adapters["exp_004"] / WEIGHTS).read_bytes()
-    assert json.loads((folder / "adapters" / "exp_004" / CONFIG).read_text())["base_model_name_or_path"] == public_name(SMOKE)
+    assert (folder / "adapters" / "exp_004" / WEIGHTS).read_bytes() == (
+        adapters["exp_004"] / WEIGHTS
+    ).read_bytes()
+    assert json.loads((folder / "adapters" / "exp_004" / CONFIG).read_text())[
+        "base_model_name_or_path"
+    ] == public_name(SMOKE)
     demo.Engine(find_adapters(folder / "adapters"), SMOKE)
     front = (folder / "README.md").read_text().split("---")[1]
     required = dict(line.split("==") for line in (folder / "requirements.txt").read_text().split())
-    assert "sdk: gradio" in front and "app_file: app.py" in front and f"sdk_version: {required['gradio']}" in front
+    assert (
+        "sdk: gradio" in front
+        and "app_file: app.py" in front
+        and f"sdk_version: {required['gradio']}" in front
+    )
     assert not any("+" in version for version in required.values())
     compile((folder / "app.py").read_text(), "app.py", "exec")
     assert "smoke-llama" in (folder / "app.py").read_text()
@@ -192,7 +235,9 @@ def test_write_space_again_holds_no_adapter_of_the_call_before(adapters, tmp_pat
     again = find_adapters(folder / "adapters")  # even those that lie in the folder itself
     assert space.write_space(folder, {"exp_004": again["exp_004"]}, SMOKE) == folder
     assert [path.name for path in (folder / "adapters").iterdir()] == ["exp_004"]
-    assert (folder / "adapters" / "exp_004" / WEIGHTS).read_bytes() == (adapters["exp_004"] / WEIGHTS).read_bytes()
+    assert (folder / "adapters" / "exp_004" / WEIGHTS).read_bytes() == (
+        adapters["exp_004"] / WEIGHTS
+    ).read_bytes()
     assert not list(folder.glob("adapters.*"))
 
 
@@ -206,5 +251,7 @@ def test_write_space_leaves_a_folder_of_adapters_alone_that_it_did_not_write(ada
 def test_write_space_refuses_a_model_that_others_do_not_have(adapters, tmp_path):
     (tmp_path / "my-model").mkdir()
     with pytest.raises(ValueError, match="my-model is a folder of this machine.*MEDQA_MODEL"):
-        space.write_space(tmp_path / "space", adapters, dataclasses.replace(SMOKE, model=str(tmp_path / "my-model")))
+        space.write_space(
+            tmp_path / "space", adapters, dataclasses.replace(SMOKE, model=str(tmp_path / "my-model"))
+        )
     assert not (tmp_path / "space").exists()

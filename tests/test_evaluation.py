@@ -35,12 +35,16 @@ def test_encode_validation_says_once_which_rows_are_left_out(splits, monkeypatch
     evaluation.print_once.cache_clear()
     monkeypatch.setenv("RANK", rank)
     rows = splits["validation"].select(range(2)).to_list()
-    split = Dataset.from_list([*rows, {**rows[0], "question": "What is this? " * 20}, {**rows[0], "answer": " "}])
+    split = Dataset.from_list(
+        [*rows, {**rows[0], "question": "What is this? " * 20}, {**rows[0], "answer": " "}]
+    )
     tokenizer = load_tokenizer(SMOKE)
     for _time in range(2):
         assert len(evaluation.encode_validation(tokenizer, split, SMOKE)) == 2
-    line = ("Validation loss is over 2 of 4 pairs; left out at 192 tokens: 1 (the question or the answer is empty), "
-            "1 (the prompt alone fills max_length)\n")
+    line = (
+        "Validation loss is over 2 of 4 pairs; left out at 192 tokens: 1 (the question or the answer is empty), "
+        "1 (the prompt alone fills max_length)\n"
+    )
     assert capsys.readouterr().out == lines * line
     evaluation.encode_validation(tokenizer, split.select(range(2)), SMOKE)
     assert capsys.readouterr().out == ""
@@ -50,7 +54,9 @@ def test_evaluate_run_reports_the_agreement_of_tuned_runs_only(adapter, splits, 
     tuned = evaluation.evaluate_run(tmp_path / "exp", adapter, splits, SMOKE, tmp_path, {})
     sizes = {name: tuned.metrics[name] for name in ("merge_questions", "merge_new_tokens")}
     assert sizes == {"merge_questions": 4, "merge_new_tokens": SMOKE.max_new_tokens}
-    assert tuned.metrics["merge_identical"] == tuned.metrics["merge_first_16"] == 1.0  # float32: the two differ by rounding only
+    assert (
+        tuned.metrics["merge_identical"] == tuned.metrics["merge_first_16"] == 1.0
+    )  # float32: the two differ by rounding only
     line = "Merged against NF4 + adapter, 4 questions, 8 tokens: 100.0% of the answers identical, 100.0% of the first 8 tokens\n"
     assert capsys.readouterr().out.count(line) == 1
     base = evaluation.evaluate_run(tmp_path / "base", None, splits, SMOKE, tmp_path, {})
@@ -58,7 +64,9 @@ def test_evaluate_run_reports_the_agreement_of_tuned_runs_only(adapter, splits, 
 
 
 def test_evaluate_run_notices_a_wrong_merge(adapter, splits, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "load_merged", lambda adapter_dir, profile, base: load_merged(None, profile, base))
+    monkeypatch.setattr(
+        evaluation, "load_merged", lambda adapter_dir, profile, base: load_merged(None, profile, base)
+    )
     wrong = evaluation.evaluate_run(tmp_path / "exp", adapter, splits, SMOKE, tmp_path, {}).metrics
     assert wrong["merge_identical"] == 0 and wrong["merge_first_16"] < 0.5
 
@@ -78,21 +86,36 @@ PUBLISHED = sorted((Path(__file__).parents[1] / "assets" / "results" / "smollm2-
 @pytest.fixture
 def use_gpu(monkeypatch):
     """Pretend that there is a GPU with so much memory."""
+
     def use(gib):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30)
+        )
 
     return use
 
 
 def make_splits(test_rows):
     columns = ("question", "answer", "source", "group", "choices", "focus_area")
-    return {"test": Dataset.from_dict({name: [f"{name} {row}" for row in range(test_rows)] for name in columns})}
+    return {
+        "test": Dataset.from_dict({name: [f"{name} {row}" for row in range(test_rows)] for name in columns})
+    }
 
 
-@pytest.mark.parametrize(("gib", "rows", "profile", "expected", "answered"), [
-    (15, 301, GPU, 300, 300), (15, 300, GPU, None, 300), (80, 301, GPU, None, 301), (15, 301, SMOKE, 4, 4), (80, 3, SMOKE, 4, 3)])
-def test_result_identity_names_the_test_questions_that_are_answered(use_gpu, gib, rows, profile, expected, answered):
+@pytest.mark.parametrize(
+    ("gib", "rows", "profile", "expected", "answered"),
+    [
+        (15, 301, GPU, 300, 300),
+        (15, 300, GPU, None, 300),
+        (80, 301, GPU, None, 301),
+        (15, 301, SMOKE, 4, 4),
+        (80, 3, SMOKE, 4, 3),
+    ],
+)
+def test_result_identity_names_the_test_questions_that_are_answered(
+    use_gpu, gib, rows, profile, expected, answered
+):
     splits = make_splits(rows)
     use_gpu(gib)
     assert evaluation.result_identity(None, profile, splits)["evaluation"]["test_questions"] == expected
@@ -100,11 +123,22 @@ def test_result_identity_names_the_test_questions_that_are_answered(use_gpu, gib
 
 
 def test_run_base_of_a_small_gpu_is_not_read_on_a_large_one(use_gpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "evaluate_run", lambda folder, _adapter, _splits, _profile, _home, config: (folder, config))
+    monkeypatch.setattr(
+        evaluation,
+        "evaluate_run",
+        lambda folder, _adapter, _splits, _profile, _home, config: (folder, config),
+    )
     splits = make_splits(301)
     use_gpu(15)
     folder, config = evaluation.run_base(splits, GPU, tmp_path)
-    evaluation.save_run(folder, config, {}, pd.DataFrame({"question_id": ["a"], "group": ["b"]}), pd.DataFrame({"step": [0]}), [])
+    evaluation.save_run(
+        folder,
+        config,
+        {},
+        pd.DataFrame({"question_id": ["a"], "group": ["b"]}),
+        pd.DataFrame({"step": [0]}),
+        [],
+    )
     assert evaluation.run_base(splits, GPU, tmp_path).config == config
     use_gpu(80)
     with pytest.raises(ValueError, match="evaluation.test_questions: checkpoint 300, this run None"):
@@ -122,7 +156,9 @@ def test_run_experiment_goes_on_from_a_checkpoint_of_another_gpu(use_gpu, tmp_pa
     for gib in (15, 80):
         use_gpu(gib)
         with pytest.raises(InterruptedError):
-            training.run_experiment("exp_004", make_splits(301), dataclasses.replace(GPU, bertscore_encoder=None), tmp_path)
+            training.run_experiment(
+                "exp_004", make_splits(301), dataclasses.replace(GPU, bertscore_encoder=None), tmp_path
+            )
     assert identities[0] == identities[1]
 
 
@@ -139,13 +175,17 @@ def test_published_runs_still_have_the_identity_that_a_large_gpu_gives(use_gpu, 
 WITH_BERTSCORE = dataclasses.replace(SMOKE, bertscore_encoder="roberta-large")
 
 
-def test_run_experiment_notices_before_training_that_the_encoder_cannot_be_fetched(dead_hub, splits, tmp_path, monkeypatch):
+def test_run_experiment_notices_before_training_that_the_encoder_cannot_be_fetched(
+    dead_hub, splits, tmp_path, monkeypatch
+):
     monkeypatch.setattr(training, "train_adapter", lambda *_: pytest.fail("trained"))
     with pytest.raises(RuntimeError, match="BERTScore encoder 'roberta-large'"):
         training.run_experiment("exp_004", splits, WITH_BERTSCORE, tmp_path / "home")
 
 
-def test_evaluate_run_keeps_its_answers_when_the_encoder_cannot_be_fetched(cache_roberta, splits, tmp_path, monkeypatch):
+def test_evaluate_run_keeps_its_answers_when_the_encoder_cannot_be_fetched(
+    cache_roberta, splits, tmp_path, monkeypatch
+):
     def evaluate():
         return evaluation.evaluate_run(tmp_path / "base", None, splits, WITH_BERTSCORE, tmp_path, {})
 

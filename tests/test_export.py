@@ -34,7 +34,9 @@ def test_export_merged_loads_without_this_project_and_is_the_evaluated_model(ada
     found = AutoModelForCausalLM.from_pretrained(merged)(ids).logits
     assert torch.equal(found, load_merged(adapter, SMOKE)(ids).logits)
     chat = [{"role": "user", "content": "What is gout?"}]
-    assert AutoTokenizer.from_pretrained(merged).apply_chat_template(chat, tokenize=False) == format_prompt("What is gout?")
+    assert AutoTokenizer.from_pretrained(merged).apply_chat_template(chat, tokenize=False) == format_prompt(
+        "What is gout?"
+    )
 
 
 def test_interleave_rotary_puts_the_two_halves_of_a_head_side_by_side():
@@ -48,23 +50,42 @@ def test_export_gguf_holds_every_weight(merged, reader):
     assert len(found) == len(state)
     assert torch.equal(found["blk.1.ffn_down.weight"], state["model.layers.1.mlp.down_proj.weight"].half())
     assert torch.equal(found["blk.1.attn_norm.weight"], state["model.layers.1.input_layernorm.weight"])
-    query = state["model.layers.0.self_attn.q_proj.weight"].half()  # 4 heads of 16: row 1 in the file is row 8 of the first head
-    assert torch.equal(found["blk.0.attn_q.weight"][1], query[8]) and torch.equal(found["blk.0.attn_q.weight"][2], query[1])
+    query = state[
+        "model.layers.0.self_attn.q_proj.weight"
+    ].half()  # 4 heads of 16: row 1 in the file is row 8 of the first head
+    assert torch.equal(found["blk.0.attn_q.weight"][1], query[8]) and torch.equal(
+        found["blk.0.attn_q.weight"][2], query[1]
+    )
 
 
 def test_export_gguf_describes_model_tokenizer_and_prompt(reader, merged):
     fields = {name: field.contents() for name, field in reader.fields.items()}
-    assert fields["llama.block_count"] == 2 and fields["llama.attention.head_count_kv"] == 2 and fields["llama.rope.dimension_count"] == 16
+    assert (
+        fields["llama.block_count"] == 2
+        and fields["llama.attention.head_count_kv"] == 2
+        and fields["llama.rope.dimension_count"] == 16
+    )
     assert fields["general.license"] == "cc-by-nc-sa-4.0"
     tokenizer = AutoTokenizer.from_pretrained(merged)
     assert fields["tokenizer.ggml.tokens"] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id and fields["tokenizer.ggml.add_bos_token"] is False
+    assert (
+        fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
+        and fields["tokenizer.ggml.add_bos_token"] is False
+    )
     assert fields["tokenizer.chat_template"] == tokenizer.chat_template
-    assert "### Instruction:\n{{ .Prompt }}\n\n### Response:\n" in reader.data.filename.with_name("Modelfile").read_text()
+    assert (
+        "### Instruction:\n{{ .Prompt }}\n\n### Response:\n"
+        in reader.data.filename.with_name("Modelfile").read_text()
+    )
 
 
 def test_name_pre_tokenizer_refuses_what_it_does_not_know():
-    assert export._name_pre_tokenizer({"type": "Sequence", "pretokenizers": [{"type": "Digits"}, {"type": "ByteLevel"}]}) == "smollm"
+    assert (
+        export._name_pre_tokenizer(
+            {"type": "Sequence", "pretokenizers": [{"type": "Digits"}, {"type": "ByteLevel"}]}
+        )
+        == "smollm"
+    )
     with pytest.raises(ValueError, match="Metaspace.*merged safetensors"):
         export._name_pre_tokenizer({"type": "Metaspace"})
 

@@ -17,15 +17,28 @@ NEVER = VOCABULARY  # an EOS that no row can say
 
 def make_model(seed: int = 0, **changes) -> LlamaForCausalLM:
     """Three query heads a key head, as in SmolLM2, and weights large enough that answers differ."""
-    settings = {"vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6,
-                "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3, "pad_token_id": 0, **changes}
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+        **changes,
+    }
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**settings)).eval()
 
 
 def make_batch(rows: int, longest: int, seed: int = 0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
-    prompts = [torch.randint(1, VOCABULARY, (longest - row % (longest - 1),), generator=generator).tolist() for row in range(rows)]
+    prompts = [
+        torch.randint(1, VOCABULARY, (longest - row % (longest - 1),), generator=generator).tolist()
+        for row in range(rows)
+    ]
     return pad_left(prompts, 0, device)
 
 
@@ -33,7 +46,7 @@ def decode_with_generate(model, ids, mask, new_tokens: int, eos_id: int) -> list
     """generate() without EOS, cut afterwards."""
     config = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, pad_token_id=0)
     output = model.generate(ids, attention_mask=mask, generation_config=config)
-    return [cut_after_eos(row, eos_id) for row in output[:, ids.shape[1]:].tolist()]
+    return [cut_after_eos(row, eos_id) for row in output[:, ids.shape[1] :].tolist()]
 
 
 @pytest.fixture
@@ -55,8 +68,16 @@ def record_advances(monkeypatch) -> list[tuple[int, int]]:
     return calls
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"head_dim": 16}, {"num_key_value_heads": 6},
-                                     {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"head_dim": 16},
+        {"num_key_value_heads": 6},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    ],
+)
 def test_fast_decoder_equals_generate(small_buckets, changes):
     model = make_model(**changes)
     ids, mask = make_batch(rows=5, longest=11)
@@ -81,10 +102,12 @@ def test_fast_decoder_lets_finished_rows_leave(small_buckets, monkeypatch):
 def test_fast_decoder_stops_when_all_rows_have_finished(small_buckets, monkeypatch):
     model = make_model()
     ids, mask = make_batch(rows=1, longest=6)
-    row, = decode_with_generate(model, ids, mask, 40, NEVER)
+    (row,) = decode_with_generate(model, ids, mask, 40, NEVER)
     calls = record_advances(monkeypatch)
     assert FastDecoder(model, row[4])(ids, mask, 40) == [cut_after_eos(row, row[4])]
-    assert sum(steps for _, steps in calls) <= 6  # EOS is at most the fifth token; the look at it comes every third step
+    assert (
+        sum(steps for _, steps in calls) <= 6
+    )  # EOS is at most the fifth token; the look at it comes every third step
 
 
 def test_fast_decoder_uses_its_buffers_again(small_buckets):
@@ -105,7 +128,9 @@ def test_fast_decoder_restores_the_models_attention_after_an_error(monkeypatch):
 
 def test_attend_grouped_equals_attention_with_repeated_keys():
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, heads, length, 4, generator=generator) for heads, length in ((6, 1), (2, 5), (2, 5)))
+    query, key, value = (
+        torch.randn(2, heads, length, 4, generator=generator) for heads, length in ((6, 1), (2, 5), (2, 5))
+    )
     bias = torch.tensor([[0, 0, 0, 0, float("-inf")], [float("-inf"), 0, 0, 0, 0]])[:, None, None]
     out, _ = attend_grouped(None, query, key, value, bias, scaling=0.3)
     for head in range(6):
@@ -146,14 +171,22 @@ def test_cut_after_eos_keeps_the_first_eos():
 
 @pytest.mark.slow
 def test_fast_decoder_equals_generate_on_real_weights():
-    model, tokenizer = load_base_model(PROFILES["cpu"], quantized=False).float(), load_tokenizer(PROFILES["cpu"])
+    model, tokenizer = (
+        load_base_model(PROFILES["cpu"], quantized=False).float(),
+        load_tokenizer(PROFILES["cpu"]),
+    )
     questions = ["What is gout?", "What are the signs of malaria in a small child?", "Is asthma inherited?"]
-    ids, mask = pad_left([encode_prompt(tokenizer, question) for question in questions], tokenizer.eos_token_id, "cpu")
+    ids, mask = pad_left(
+        [encode_prompt(tokenizer, question) for question in questions], tokenizer.eos_token_id, "cpu"
+    )
     expected = decode_with_generate(model, ids, mask, 24, tokenizer.eos_token_id)
     assert FastDecoder(model, tokenizer.eos_token_id)(ids, mask, 24) == expected
 
 
-@pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="needs a GPU of capability 8.0")
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
+    reason="needs a GPU of capability 8.0",
+)
 def test_fast_decoder_equals_generate_with_graphs(small_buckets):
     model = make_model().cuda()
     assert is_supported(model)

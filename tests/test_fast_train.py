@@ -9,7 +9,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
 
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
@@ -24,10 +26,30 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 def make_model(targets=ALL_LINEAR, dropout=0.0, rslora=False, **options):
     """A random two-layer Llama with grouped queries and a LoRA adapter whose B is not zero, so that A gets gradients too."""
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
-                         head_dim=16, vocab_size=61, tie_word_embeddings=True, initializer_range=0.2, attn_implementation="eager")
-    model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, lora_alpha=6, lora_dropout=dropout, target_modules=list(targets),
-                                                                use_rslora=rslora, task_type="CAUSAL_LM", **options))
+    config = LlamaConfig(
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=16,
+        vocab_size=61,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        attn_implementation="eager",
+    )
+    model = get_peft_model(
+        LlamaForCausalLM(config),
+        LoraConfig(
+            r=4,
+            lora_alpha=6,
+            lora_dropout=dropout,
+            target_modules=list(targets),
+            use_rslora=rslora,
+            task_type="CAUSAL_LM",
+            **options,
+        ),
+    )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -47,9 +69,17 @@ def attend_on_cpu(layer, qkv, batch):
     inputs = [part.detach().requires_grad_() for part in layer.split(qkv)]
     with torch.enable_grad():
         documents = zip(batch.starts[:-1].tolist(), batch.starts[1:].tolist(), strict=True)
-        out = torch.cat([torch.nn.functional.scaled_dot_product_attention(
-            *(part[start:end].transpose(0, 1)[None] for part in inputs), is_causal=True, scale=layer.scaling, enable_gqa=True,
-        )[0].transpose(0, 1) for start, end in documents])
+        out = torch.cat(
+            [
+                torch.nn.functional.scaled_dot_product_attention(
+                    *(part[start:end].transpose(0, 1)[None] for part in inputs),
+                    is_causal=True,
+                    scale=layer.scaling,
+                    enable_gqa=True,
+                )[0].transpose(0, 1)
+                for start, end in documents
+            ]
+        )
     layer.tape = (inputs, out)
     return out.detach().contiguous(), *[torch.zeros(1)] * 3
 
@@ -68,18 +98,30 @@ def loss_and_gradients(model, batch):
     model.zero_grad()
     loss = model(**batch).loss
     loss.backward()
-    return loss.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return loss.item(), {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def padded(examples):
     width = max(len(example["input_ids"]) for example in examples)
-    return {key: torch.tensor([example[source] + [fill] * (width - len(example[source])) for example in examples])
-            for key, source, fill in (("input_ids", "input_ids", 0), ("labels", "labels", -100))}
+    return {
+        key: torch.tensor([example[source] + [fill] * (width - len(example[source])) for example in examples])
+        for key, source, fill in (("input_ids", "input_ids", 0), ("labels", "labels", -100))
+    }
 
 
 @needs_triton
-@pytest.mark.parametrize(("options", "keep_weights"), [({}, True), ({"targets": ("q_proj", "v_proj")}, False),
-                                                        ({"targets": ("down_proj", "up_proj"), "rslora": True}, True)])
+@pytest.mark.parametrize(
+    ("options", "keep_weights"),
+    [
+        ({}, True),
+        ({"targets": ("q_proj", "v_proj")}, False),
+        ({"targets": ("down_proj", "up_proj"), "rslora": True}, True),
+    ],
+)
 def test_fast_forward_equals_transformers_and_peft(options, keep_weights, cpu_attention):
     model, examples = make_model(**options), make_examples()
     expected_loss, expected = loss_and_gradients(model, padded(examples))
@@ -100,7 +142,9 @@ def test_filling_up_to_a_size_changes_neither_loss_nor_gradients(cpu_attention):
 
     def filled_up(self, real, need_grad):
         static = self.blank(real, 64)
-        self.fill(static, make_namespace(real, ids=real.ids.new_full((60,), 7), targets=real.ids.new_full((60,), 7)))  # an earlier batch
+        self.fill(
+            static, make_namespace(real, ids=real.ids.new_full((60,), 7), targets=real.ids.new_full((60,), 7))
+        )  # an earlier batch
         self.fill(static, real)
         replay.append(len(static.ids))
         return compute(self, static, need_grad)
@@ -124,8 +168,13 @@ def test_replayed_graphs_equal_the_first_pass_for_every_size():
     model = make_model(dropout=0.1).to("cuda", torch.bfloat16)
     for parameter in model.parameters():
         parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
-    batches = [{key: value.cuda() if torch.is_tensor(value) else value for key, value in FlatCollator()(make_examples(size)).items()}
-               for size in sizes]
+    batches = [
+        {
+            key: value.cuda() if torch.is_tensor(value) else value
+            for key, value in FlatCollator()(make_examples(size)).items()
+        }
+        for size in sizes
+    ]
     results = []
     for graphed in (False, True):
         fast_train.install_fast_layers(model)
@@ -166,8 +215,12 @@ def fix_dropout(model, p):
     multipliers = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
     for layer, layer_seeds in zip(layers, seeds, strict=True):
         attention, mlp = layer.self_attn, layer.mlp
-        groups = ((attention.q_proj, attention.k_proj, attention.v_proj), (attention.o_proj,), (mlp.gate_proj, mlp.up_proj),
-                  (mlp.down_proj,))
+        groups = (
+            (attention.q_proj, attention.k_proj, attention.v_proj),
+            (attention.o_proj,),
+            (mlp.gate_proj, mlp.up_proj),
+            (mlp.down_proj,),
+        )
         for group, seed in zip(groups, layer_seeds, strict=True):
             for module, multiplier in zip(group, multipliers, strict=False):
                 module.lora_dropout["default"] = FixedDropout(seed, multiplier, p)
@@ -192,12 +245,19 @@ def test_fast_forward_draws_one_mask_an_adapter_and_repeats_it_backward(cpu_atte
 
 def test_dropout_masks_are_independent_bernoulli_draws():
     p, size = 0.05, (400, 576)
-    dropped = [FixedDropout(seed, multiplier, p)(torch.ones(size)) == 0
-               for seed in (11, 2**30 + 5) for multiplier in (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)]
+    dropped = [
+        FixedDropout(seed, multiplier, p)(torch.ones(size)) == 0
+        for seed in (11, 2**30 + 5)
+        for multiplier in (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
+    ]
     cells = size[0] * size[1]
     for i, mask in enumerate(dropped):
         assert abs(mask.float().mean() - p) < 5 * (p / cells) ** 0.5
-        for neighbour in (mask[1:] & mask[:-1], mask[:, 1:] & mask[:, :-1], *(mask & other for other in dropped[:i])):
+        for neighbour in (
+            mask[1:] & mask[:-1],
+            mask[:, 1:] & mask[:, :-1],
+            *(mask & other for other in dropped[:i]),
+        ):
             assert abs(neighbour.float().mean() - p**2) < 5 * p / cells**0.5
 
 
@@ -209,17 +269,22 @@ def test_fast_forward_without_training_drops_nothing_and_leaves_other_calls_alon
         fast_train.install_fast_layers(model)
         assert model(**FlatCollator()(examples)).loss.item() == pytest.approx(expected, abs=1e-5)
         assert model(**padded(examples)).loss.item() == expected
-        assert model(**FlatCollator()(examples), num_items_in_batch=torch.tensor(1)).loss.item() == pytest.approx(
-            expected * sum(len(example["input_ids"]) - 2 for example in examples), rel=1e-5)
+        assert model(
+            **FlatCollator()(examples), num_items_in_batch=torch.tensor(1)
+        ).loss.item() == pytest.approx(
+            expected * sum(len(example["input_ids"]) - 2 for example in examples), rel=1e-5
+        )
 
 
 @needs_triton
 def test_layers_without_lora_keep_nothing_for_it(cpu_attention, monkeypatch):
     kept, forward = [], fast_train.LinearGroup.forward
+
     def watched(group, *arguments):
         out, xa = forward(group, *arguments)
         kept.append((bool(group.slots), 0 if xa is None else xa.untyped_storage().nbytes()))
         return out, xa
+
     monkeypatch.setattr(fast_train.LinearGroup, "forward", watched)
     model = make_model(targets=ALL_LINEAR[:3])
     fast_train.install_fast_layers(model)
@@ -229,7 +294,9 @@ def test_layers_without_lora_keep_nothing_for_it(cpu_attention, monkeypatch):
 
 
 def test_flat_collator_marks_documents():
-    batch = FlatCollator()([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}])
+    batch = FlatCollator()(
+        [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}]
+    )
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
@@ -238,7 +305,15 @@ def test_flat_collator_marks_documents():
 
 
 @needs_triton
-@pytest.mark.parametrize(("options", "supported"), [({}, True), ({"use_dora": True}, False), ({"lora_bias": True}, False),
-                                                    ({"rank_pattern": {"q_proj": 2}}, False), ({"modules_to_save": ["lm_head"]}, False)])
+@pytest.mark.parametrize(
+    ("options", "supported"),
+    [
+        ({}, True),
+        ({"use_dora": True}, False),
+        ({"lora_bias": True}, False),
+        ({"rank_pattern": {"q_proj": 2}}, False),
+        ({"modules_to_save": ["lm_head"]}, False),
+    ],
+)
 def test_supports_architecture_refuses_what_it_would_compute_wrongly(options, supported):
     assert planning.supports_architecture(make_model(**options))[0] is supported

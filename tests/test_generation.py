@@ -28,8 +28,13 @@ from medqa_lib.evaluation.generation import (
 from medqa_lib.model import load_base_model, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 
-QUESTIONS = ["What is gout?", "Why?", "What are the signs of malaria in a small child?", "Is asthma inherited?",
-             "How is anaemia treated at home?"]
+QUESTIONS = [
+    "What is gout?",
+    "Why?",
+    "What are the signs of malaria in a small child?",
+    "Is asthma inherited?",
+    "How is anaemia treated at home?",
+]
 REPO = Path(__file__).parents[1]
 
 
@@ -48,8 +53,10 @@ def decode_greedily(model, prompt: list[int], new_tokens: int) -> list[int]:
     ids = torch.tensor([prompt], device=model.device)
     with torch.no_grad():
         for _ in range(new_tokens):
-            ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)], 1)
-    return ids[0, len(prompt):].tolist()
+            ids = torch.cat(
+                [ids, model(input_ids=ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)], 1
+            )
+    return ids[0, len(prompt) :].tolist()
 
 
 def records_of(path: Path) -> list[str]:
@@ -57,8 +64,12 @@ def records_of(path: Path) -> list[str]:
 
 
 def test_generate_answers_equals_greedy_decoding_row_by_row(model, tokenizer):
-    expected = [tokenizer.decode(decode_greedily(model, encode_prompt(tokenizer, question), 12), skip_special_tokens=True).strip()
-                for question in QUESTIONS]
+    expected = [
+        tokenizer.decode(
+            decode_greedily(model, encode_prompt(tokenizer, question), 12), skip_special_tokens=True
+        ).strip()
+        for question in QUESTIONS
+    ]
     assert len(set(expected)) > 1
     assert generate_answers(model, tokenizer, QUESTIONS, 12, batch_size=2) == expected
 
@@ -80,7 +91,14 @@ def test_generate_answers_prompts_with_the_ids_that_training_masks(model, tokeni
 def test_generate_answers_ignores_and_restores_the_models_generation_config(model, tokenizer):
     expected = generate_answers(model, tokenizer, QUESTIONS, 12)
     before = model.generation_config
-    leaky = GenerationConfig(do_sample=True, temperature=5.0, repetition_penalty=9.0, no_repeat_ngram_size=1, max_length=3, num_beams=2)
+    leaky = GenerationConfig(
+        do_sample=True,
+        temperature=5.0,
+        repetition_penalty=9.0,
+        no_repeat_ngram_size=1,
+        max_length=3,
+        num_beams=2,
+    )
     model.generation_config = leaky
     model.train()
     try:
@@ -95,17 +113,21 @@ def test_generate_records_says_whether_an_answer_stopped(model):
     prompt = encode_prompt(load_tokenizer(PROFILES["smoke"]), QUESTIONS[0])
     ids = decode_greedily(model, prompt, 12)
     tokenizer = load_tokenizer(PROFILES["smoke"])
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[5])  # so the answer ends with its sixth token, or an equal one before
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(
+        ids[5]
+    )  # so the answer ends with its sixth token, or an equal one before
     length = ids.index(ids[5])
-    answer, = generate_records(model, tokenizer, QUESTIONS[:1], 12, prompt=lambda *_: prompt)
+    (answer,) = generate_records(model, tokenizer, QUESTIONS[:1], 12, prompt=lambda *_: prompt)
     assert (answer.stopped, answer.tokens) == (True, length)
-    cut, = generate_records(model, tokenizer, QUESTIONS[:1], length, prompt=lambda *_: prompt)
+    (cut,) = generate_records(model, tokenizer, QUESTIONS[:1], length, prompt=lambda *_: prompt)
     assert (cut.stopped, cut.tokens) == (False, length)
 
 
 def test_generate_records_generates_a_repeated_question_once(model, tokenizer, tmp_path):
     path = tmp_path / "answers.jsonl"
-    first, second, third = generate_records(model, tokenizer, ["Why?", "How is it treated?", "Why?"], 4, store=AnswerStore(path))
+    first, second, third = generate_records(
+        model, tokenizer, ["Why?", "How is it treated?", "Why?"], 4, store=AnswerStore(path)
+    )
     assert first == third != second
     assert len(records_of(path)) == 2
 
@@ -120,12 +142,17 @@ def test_generate_records_reads_without_a_model(model, tokenizer, tmp_path):
         generate_records(None, tokenizer, ["Is it new?"], 4, store=AnswerStore(path))
 
 
-@pytest.mark.parametrize("change", [{"max_new_tokens": 5}, {"adapter_hash": "other"}, {"prompt": lambda tokenizer, question: [7, 8]}])
+@pytest.mark.parametrize(
+    "change",
+    [{"max_new_tokens": 5}, {"adapter_hash": "other"}, {"prompt": lambda tokenizer, question: [7, 8]}],
+)
 def test_generate_records_does_not_read_what_another_setting_wrote(model, tokenizer, tmp_path, change):
     path = tmp_path / "answers.jsonl"
     generate_records(model, tokenizer, QUESTIONS, 4, store=AnswerStore(path))
     with pytest.raises(ValueError, match="5 of 5"):
-        generate_records(None, tokenizer, QUESTIONS, **{"max_new_tokens": 4, **change}, store=AnswerStore(path))
+        generate_records(
+            None, tokenizer, QUESTIONS, **{"max_new_tokens": 4, **change}, store=AnswerStore(path)
+        )
 
 
 def test_generate_records_does_not_read_answers_with_another_end(model, tmp_path):
@@ -171,8 +198,16 @@ def test_answer_store_repairs_a_line_torn_at_any_byte(model, tokenizer, tmp_path
         assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("damage", [lambda line: line.replace('"tokens": 4', '"tokens": 5'), lambda line: line[: len(line) // 2],
-                                    lambda line: "\0" * 20, lambda line: "[]", lambda line: "7"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line.replace('"tokens": 4', '"tokens": 5'),
+        lambda line: line[: len(line) // 2],
+        lambda line: "\0" * 20,
+        lambda line: "[]",
+        lambda line: "7",
+    ],
+)
 def test_answer_store_reports_and_replaces_a_damaged_line(model, tokenizer, tmp_path, damage):
     path = tmp_path / "answers.jsonl"
     expected = generate_records(model, tokenizer, QUESTIONS, 4, store=AnswerStore(path))
@@ -214,10 +249,25 @@ def test_compare_starts_forgives_only_what_the_cut_took(tokenizer):
         return Answer(text, stopped, len(text))
 
     # a token a character. Equal; cut, then equal so far; cut and different in 1 of 4; cut inside a character; ended early, 3 of 5 missing
-    full = [answer("rest"), answer("rest and water"), answer("rest and water"), answer("caf\u00e9"), answer("yes it")]
-    short = [answer("rest"), answer("rest", False), answer("rust", False), answer("caf\ufffd", False), answer("yes")]
+    full = [
+        answer("rest"),
+        answer("rest and water"),
+        answer("rest and water"),
+        answer("caf\u00e9"),
+        answer("yes it"),
+    ]
+    short = [
+        answer("rest"),
+        answer("rest", False),
+        answer("rust", False),
+        answer("caf\ufffd", False),
+        answer("yes"),
+    ]
     same, tokens = 4 + 4 + 3 + 3 + 3, 4 + 4 + 4 + 3 + 5
-    assert generation.compare_starts(tokenizer, full, short, first=5) == {"identical": 3 / 5, "first_5": same / tokens}
+    assert generation.compare_starts(tokenizer, full, short, first=5) == {
+        "identical": 3 / 5,
+        "first_5": same / tokens,
+    }
 
 
 def test_hash_adapter_follows_weights_and_scale_only(tmp_path):
@@ -228,7 +278,10 @@ def test_hash_adapter_follows_weights_and_scale_only(tmp_path):
 
     first = save(b"one", r=8, lora_alpha=16, base_model_name_or_path="/here")
     assert save(b"one", lora_alpha=16, r=8, base_model_name_or_path="/there") == first and len(first) == 16
-    assert len({first, save(b"two", r=8, lora_alpha=16), save(b"one", r=8, lora_alpha=32), hash_adapter(None)}) == 4
+    assert (
+        len({first, save(b"two", r=8, lora_alpha=16), save(b"one", r=8, lora_alpha=32), hash_adapter(None)})
+        == 4
+    )
 
 
 MANY = [f"What is disease {'x' * (i % 7)} number {i}?" for i in range(24)]
@@ -265,19 +318,27 @@ def test_generation_killed_at_random_moments_and_resumed_writes_the_same_file(mo
     moment = random.Random(0)
     paths = [tmp_path / f"killed{attempt}.jsonl" for attempt in range(3)]
     program = [sys.executable, "-c", NO_END + CHILD]
-    children = [subprocess.Popen([*program, str(path)], cwd=REPO, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-                for path in paths]  # all three import their libraries at once and then wait for a line
+    children = [
+        subprocess.Popen([*program, str(path)], cwd=REPO, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        for path in paths
+    ]  # all three import their libraries at once and then wait for a line
     for path, child in zip(paths, children, strict=True):
         lines, deadline = moment.randrange(1, 13), time.monotonic() + 600
         child.stdin.write(b"go\n")
         child.stdin.flush()
-        while (not path.exists() or path.read_bytes().count(b"\n") < lines) and child.poll() is None and time.monotonic() < deadline:
+        while (
+            (not path.exists() or path.read_bytes().count(b"\n") < lines)
+            and child.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.002)
         time.sleep(moment.random() * 0.1)
         child.send_signal(signal.SIGKILL)
         child.wait()
         killed = path.read_bytes()
-        assert whole.startswith(killed) and 0 < len(killed) < len(whole), f"killed after {lines} lines, {len(killed)} bytes"
+        assert whole.startswith(killed) and 0 < len(killed) < len(whole), (
+            f"killed after {lines} lines, {len(killed)} bytes"
+        )
         generate_answers(model, tokenizer, MANY, 40, batch_size=2, store=AnswerStore(path))
         assert path.read_bytes() == whole
 
@@ -286,10 +347,28 @@ def test_generation_killed_at_random_moments_and_resumed_writes_the_same_file(mo
 def test_generate_records_splits_questions_between_processes(model, tokenizer, tmp_path):
     expected = generate_answers(model, tokenizer, MANY, 40, batch_size=2)
     program, path = tmp_path / "program.py", tmp_path / "answers.jsonl"
-    program.write_text(CHILD + "import os\npath.with_name(os.environ['RANK']).write_text(json.dumps(answers))\n")
+    program.write_text(
+        CHILD + "import os\npath.with_name(os.environ['RANK']).write_text(json.dumps(answers))\n"
+    )
     # What `accelerate launch` runs for several GPUs; with --cpu it starts one process only
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program), str(path)]
-    done = subprocess.run(command, cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True, timeout=600)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(program),
+        str(path),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert [json.loads((tmp_path / rank).read_text()) for rank in "01"] == [expected, expected]
     assert [len(records_of(tmp_path / name)) for name in ("answers.jsonl", "answers.part1.jsonl")] == [12, 12]

@@ -21,8 +21,12 @@ RUNS = ("exp_003", "exp_004")
 
 def describe_machine() -> dict:
     """What decides the last bits of a float32 sum: only on equal machines must adapters be equal bit for bit."""
-    return {"torch": torch.__version__.partition("+")[0], "transformers": transformers.__version__,
-            "cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    return {
+        "torch": torch.__version__.partition("+")[0],
+        "transformers": transformers.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def measure(home: Path) -> dict:
@@ -35,10 +39,14 @@ def measure(home: Path) -> dict:
     for name in RUNS:
         run = training.run_experiment(name, splits, profile, home)
         weights = home / "adapters" / profile.model_slug / name / "adapter_model.safetensors"
-        found[name] = {"adapter_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-                       "norms": {key: float(tensor.double().norm()) for key, tensor in sorted(load_file(weights).items())},
-                       "validation_loss": run.metrics["validation_loss"],
-                       "scores": {key: float(value) for key, value in run.scores.select_dtypes("number").mean().items()}}
+        found[name] = {
+            "adapter_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "norms": {
+                key: float(tensor.double().norm()) for key, tensor in sorted(load_file(weights).items())
+            },
+            "validation_loss": run.metrics["validation_loss"],
+            "scores": {key: float(value) for key, value in run.scores.select_dtypes("number").mean().items()},
+        }
     return found
 
 

@@ -34,6 +34,7 @@ def base():
 @pytest.fixture
 def changed(adapter, tmp_path):
     """Copy of the adapter whose settings or weights the test changes."""
+
     def change(weights=None, **settings):
         folder = shutil.copytree(adapter, tmp_path / "copy")
         old = json.loads((folder / hub.CONFIG).read_text())
@@ -61,7 +62,10 @@ def test_find_adapters_takes_a_folder_with_one(adapter):
 def test_find_adapters_names_those_in_subfolders_and_skips_checkpoints(adapter, tmp_path):
     for name in ("adapters/exp_001", "adapters/exp_002.v1", "adapters/exp_001/checkpoint-50"):
         shutil.copytree(adapter, tmp_path / name)
-    assert hub.find_adapters(tmp_path) == {"exp_001": tmp_path / "adapters/exp_001", "exp_002_v1": tmp_path / "adapters/exp_002.v1"}
+    assert hub.find_adapters(tmp_path) == {
+        "exp_001": tmp_path / "adapters/exp_001",
+        "exp_002_v1": tmp_path / "adapters/exp_002.v1",
+    }
 
 
 def test_find_adapters_reads_the_runs_of_this_profile(adapter, tmp_path, monkeypatch):
@@ -91,7 +95,11 @@ def test_find_adapters_falls_back_to_a_space_of_that_name(adapter, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert list(hub.find_adapters("someone/some-demo")) == ["exp_004"]
     assert list(hub.find_adapters("https://huggingface.co/spaces/someone/some-demo")) == ["exp_004"]
-    assert asked == [("someone/some-demo", "model"), ("someone/some-demo", "space"), ("someone/some-demo", "space")]
+    assert asked == [
+        ("someone/some-demo", "model"),
+        ("someone/some-demo", "space"),
+        ("someone/some-demo", "space"),
+    ]
 
 
 @pytest.mark.parametrize("error", [OSError("no route to host"), RepositoryNotFoundError])
@@ -131,12 +139,15 @@ def test_check_adapter_refuses_another_revision(changed, base, monkeypatch):
         hub.check_adapter(changed(revision="a" * 40), base)
 
 
-@pytest.mark.parametrize(("settings", "text"), [
-    ({"r": 4}, "shape .8, 64., expected .4, 64."),
-    ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}, "o_proj.*has shape none"),
-    ({"target_modules": ["q_proj"]}, "expected none"),
-    ({"peft_type": "LOHA"}, "type LOHA, expected LORA"),
-])
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"r": 4}, "shape .8, 64., expected .4, 64."),
+        ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}, "o_proj.*has shape none"),
+        ({"target_modules": ["q_proj"]}, "expected none"),
+        ({"peft_type": "LOHA"}, "type LOHA, expected LORA"),
+    ],
+)
 def test_check_adapter_refuses_settings_that_the_weights_contradict(changed, base, settings, text):
     with pytest.raises(ValueError, match=text):
         hub.check_adapter(changed(**settings), base)
@@ -144,7 +155,12 @@ def test_check_adapter_refuses_settings_that_the_weights_contradict(changed, bas
 
 def test_check_adapter_refuses_weights_of_a_layer_that_is_missing(changed, base):
     with pytest.raises(ValueError, match=r"layers\.1\.self_attn"):
-        hub.check_adapter(changed(weights=lambda found: {name: value for name, value in found.items() if "layers.1" not in name}), base)
+        hub.check_adapter(
+            changed(
+                weights=lambda found: {name: value for name, value in found.items() if "layers.1" not in name}
+            ),
+            base,
+        )
 
 
 def test_same_model_compares_hub_names_whole_and_local_copies_by_folder():
@@ -153,14 +169,23 @@ def test_same_model_compares_hub_names_whole_and_local_copies_by_folder():
     assert not hub._same_model("", "TinyLlama/TinyLlama-1.1B-Chat-v1.0")
 
 
-@pytest.mark.parametrize(("model", "name"), [("smoke-llama", "smoke-llama-1"), ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
-                                             ("tinyllama-1.1b-chat", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"), ("me/other", "me/other")])
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("smoke-llama", "smoke-llama-1"),
+        ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("tinyllama-1.1b-chat", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
+        ("me/other", "me/other"),
+    ],
+)
 def test_public_name_is_one_that_others_can_load(model, name):
     assert hub.public_name(dataclasses.replace(SMOKE, model=model)) == name
 
 
 def test_load_adapters_takes_one_that_names_the_base_as_the_hub_does(published):
-    settings = json.loads((published / hub.CONFIG).read_text()) | {"base_model_name_or_path": hub.public_name(SMOKE)}
+    settings = json.loads((published / hub.CONFIG).read_text()) | {
+        "base_model_name_or_path": hub.public_name(SMOKE)
+    }
     (published / hub.CONFIG).write_text(json.dumps(settings))
     assert hub.public_name(SMOKE) != model_path(SMOKE)
     assert list(hub.load_adapters(load_base_model(SMOKE), {"exp": published}).peft_config) == ["exp"]
@@ -183,19 +208,30 @@ def test_load_adapters_keeps_them_apart(adapter, tmp_path):
 
 
 def test_save_local_names_the_base_model_for_everybody(adapter, tmp_path):
-    folder = hub.save_local(adapter, tmp_path / "out", "# Card", pd.DataFrame([{"passed": True}]), "owner/Base-Model")
+    folder = hub.save_local(
+        adapter, tmp_path / "out", "# Card", pd.DataFrame([{"passed": True}]), "owner/Base-Model"
+    )
     assert json.loads((folder / hub.CONFIG).read_text())["base_model_name_or_path"] == "owner/Base-Model"
     assert (folder / hub.WEIGHTS).read_bytes() == (adapter / hub.WEIGHTS).read_bytes()
-    assert set(hub.plan_upload(folder)["file"]) >= {"README.md", "parity.csv", "tokenizer.json", hub.CONFIG, hub.WEIGHTS}
+    assert set(hub.plan_upload(folder)["file"]) >= {
+        "README.md",
+        "parity.csv",
+        "tokenizer.json",
+        hub.CONFIG,
+        hub.WEIGHTS,
+    }
 
 
 def test_chat_template_gives_the_training_prompt():
     tokenizer = load_tokenizer(SMOKE)
     tokenizer.chat_template = hub.chat_template(tokenizer)
-    chat = [{"role": "user", "content": "What's \"gout\"?"}]
-    assert tokenizer.apply_chat_template(chat, tokenize=False) == format_prompt("What's \"gout\"?")
+    chat = [{"role": "user", "content": 'What\'s "gout"?'}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == format_prompt('What\'s "gout"?')
     chat += [{"role": "assistant", "content": "A disease."}]
-    assert tokenizer.apply_chat_template(chat, tokenize=False) == format_example("What's \"gout\"?", "A disease.") + tokenizer.eos_token
+    assert (
+        tokenizer.apply_chat_template(chat, tokenize=False)
+        == format_example('What\'s "gout"?', "A disease.") + tokenizer.eos_token
+    )
 
 
 def test_push_needs_a_token_and_shows_the_files_first(published, monkeypatch, capsys):
@@ -216,7 +252,9 @@ def test_push_uploads_the_shown_files_and_no_other(published, monkeypatch):
 
 def test_push_stops_when_parity_has_not_passed(published, monkeypatch):
     calls = _fake_api(monkeypatch)
-    pd.DataFrame([{"path": "merged", "passed": True}, {"path": "demo", "passed": False}]).to_csv(published / hub.PARITY, index=False)
+    pd.DataFrame([{"path": "merged", "passed": True}, {"path": "demo", "passed": False}]).to_csv(
+        published / hub.PARITY, index=False
+    )
     with pytest.raises(ValueError, match="parity gate has not passed"):
         hub.push(published, "someone/medqa")
     (published / hub.PARITY).unlink()
@@ -225,9 +263,16 @@ def test_push_stops_when_parity_has_not_passed(published, monkeypatch):
     assert calls == {}
 
 
-@pytest.mark.parametrize(("table", "text"), [("", "holds no comparison"), ("path,passed\n", "holds no comparison"),
-                                             ("path,n\nmerged,10\n", "holds no comparison"), ("path,passed\nmerged,\n", "has not passed"),
-                                             ("path,passed\nmerged,True\ndemo,\n", "has not passed")])
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ("", "holds no comparison"),
+        ("path,passed\n", "holds no comparison"),
+        ("path,n\nmerged,10\n", "holds no comparison"),
+        ("path,passed\nmerged,\n", "has not passed"),
+        ("path,passed\nmerged,True\ndemo,\n", "has not passed"),
+    ],
+)
 def test_push_stops_when_parity_says_nothing(published, monkeypatch, table, text):
     calls = _fake_api(monkeypatch)
     (published / hub.PARITY).write_text(table)

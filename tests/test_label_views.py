@@ -8,7 +8,9 @@ PROMPT_TOKENS = 37  # BOS, ▁ and 35 characters
 
 def make_report(policy, nll=(10.4, 2.2, 12.2), **shares):
     report = {"policy": policy, "verdict": "v", "nll": dict(enumerate(nll)), "chance_nll": 10.8, "rows": 6}
-    return report | {f"{part}_supervised_share": shares.get(part, 0.0) for part in ("prompt", "answer", "eos", "padding")}
+    return report | {
+        f"{part}_supervised_share": shares.get(part, 0.0) for part in ("prompt", "answer", "eos", "padding")
+    }
 
 
 def test_token_table_shows_labels_and_what_the_loss_asks_for(llama_like):
@@ -20,7 +22,14 @@ def test_token_table_shows_labels_and_what_the_loss_asks_for(llama_like):
     assert last["learns: aligned"].tolist() == ["🟩 G", "🟩 o", "🟩 </s>", "⬜", "⬜", "⬜"]
     assert last["label: preshifted"].tolist() == ["🟥 G", "🟥 o", "🟥 </s>", "🟥", "⬜", "⬜"]
     assert last["learns: preshifted"].tolist() == ["🟥 o", "🟥 </s>", "🟥", "⬜", "⬜", "⬜"]
-    assert last["label: padding_supervised"].tolist() == ["⬜", "🟩 G", "🟩 o", "🟩 </s>", "🟥 </s>", "🟥 </s>"]
+    assert last["label: padding_supervised"].tolist() == [
+        "⬜",
+        "🟩 G",
+        "🟩 o",
+        "🟩 </s>",
+        "🟥 </s>",
+        "🟥 </s>",
+    ]
     assert last["label: no_eos"].tolist() == ["⬜", "🟩 G", "🟩 o", "🟥", "⬜", "⬜"]
     assert table["label: full_sequence"].iloc[:3].tolist() == ["🟥 <s>", "🟥 ·", "🟥 #"]
 
@@ -35,7 +44,15 @@ def test_render_tokens_escapes_control_tokens_and_colours_marks(llama_like):
 
 def test_audit_table_has_a_row_a_report():
     table = audit_table({"aligned": make_report("aligned", answer=1.0, eos=0.95), "odd": make_report(None)})
-    assert table.loc["aligned", ["+0", "+1", "+2", "chance", "answer", "eos", "rows"]].tolist() == [10.4, 2.2, 12.2, 10.8, 1.0, 0.95, 6]
+    assert table.loc["aligned", ["+0", "+1", "+2", "chance", "answer", "eos", "rows"]].tolist() == [
+        10.4,
+        2.2,
+        12.2,
+        10.8,
+        1.0,
+        0.95,
+        6,
+    ]
     assert table["found"].tolist() == ["aligned", "no policy"]
 
 

@@ -12,13 +12,16 @@ PROMPT_TOKENS = 1 + len(PROMPT)  # BOS and a token a character
 _ = IGNORE_INDEX
 
 
-@pytest.mark.parametrize(("policy", "expected"), [
-    ("aligned", [_, _, _, 7, 8, 2]),
-    ("preshifted", [_, _, 7, 8, 2, _]),
-    ("full_sequence", [1, 5, 6, 7, 8, 2]),
-    ("padding_supervised", [_, _, _, 7, 8, 2]),
-    ("no_eos", [_, _, _, 7, 8, _]),
-])
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("aligned", [_, _, _, 7, 8, 2]),
+        ("preshifted", [_, _, 7, 8, 2, _]),
+        ("full_sequence", [1, 5, 6, 7, 8, 2]),
+        ("padding_supervised", [_, _, _, 7, 8, 2]),
+        ("no_eos", [_, _, _, 7, 8, _]),
+    ],
+)
 def test_label_ids_follow_the_policy(policy, expected):
     assert label_ids([1, 5, 6, 7, 8, 2], 3, policy, eos_token_id=2) == expected
 
@@ -63,20 +66,23 @@ def test_encode_example_has_one_bos_and_one_eos_whatever_the_row_says(llama_like
     assert llama_like.decode(ids).count("### Response:") == 1
 
 
-@pytest.mark.parametrize(("room", "answer", "kept"), [
-    (3, "Go", "Go"),  # two characters and EOS fit
-    (9, "It is. Go on.", "It is."),  # the sentence and EOS fit, two are left over
-    (7, "It is. Go on.", "It is."),  # exactly
-    (12, "A. B! C? Go on.", "A. B! C?"),
-    (12, "Dr. Go is in. Go on.", None),  # no sentence ends at "Dr."
-    (12, "Take:\n1. Go and on.", None),  # nor at "1."
-    (12, "At pH 7.4 it goes. On.", None),  # nor inside 7.4
-    (10, '"Go on." It is.', '"Go on."'),
-])
+@pytest.mark.parametrize(
+    ("room", "answer", "kept"),
+    [
+        (3, "Go", "Go"),  # two characters and EOS fit
+        (9, "It is. Go on.", "It is."),  # the sentence and EOS fit, two are left over
+        (7, "It is. Go on.", "It is."),  # exactly
+        (12, "A. B! C? Go on.", "A. B! C?"),
+        (12, "Dr. Go is in. Go on.", None),  # no sentence ends at "Dr."
+        (12, "Take:\n1. Go and on.", None),  # nor at "1."
+        (12, "At pH 7.4 it goes. On.", None),  # nor inside 7.4
+        (10, '"Go on." It is.', '"Go on."'),
+    ],
+)
 def test_encode_example_ends_at_the_last_sentence_that_fits(llama_like, ids_of, room, answer, kept):
     example = encode_example(llama_like, "Q?", answer, PROMPT_TOKENS + room)
     if kept is None:  # mid-answer and without EOS, which would teach to stop there
-        assert example["input_ids"] == [1, *ids_of(PROMPT + answer)][:PROMPT_TOKENS + room]
+        assert example["input_ids"] == [1, *ids_of(PROMPT + answer)][: PROMPT_TOKENS + room]
     else:
         assert example["input_ids"] == [1, *ids_of(PROMPT + kept), 2]
         assert example["labels"][-1] == 2
@@ -87,12 +93,15 @@ def test_encode_example_cut_ends_mid_answer_without_eos(llama_like, ids_of):
     assert example["labels"] == [_] * PROMPT_TOKENS + ids_of("It is. Go on.")[:9]
 
 
-@pytest.mark.parametrize(("question", "answer", "room", "truncation", "reason"), [
-    ("Q?", " ", 9, "sentence", "empty"),
-    ("", "Go", 9, "sentence", "empty"),
-    ("Q?", "Go", 1, "cut", "prompt alone fills max_length"),
-    ("Q?", "It is.", 6, "drop", "longer than max_length"),
-])
+@pytest.mark.parametrize(
+    ("question", "answer", "room", "truncation", "reason"),
+    [
+        ("Q?", " ", 9, "sentence", "empty"),
+        ("", "Go", 9, "sentence", "empty"),
+        ("Q?", "Go", 1, "cut", "prompt alone fills max_length"),
+        ("Q?", "It is.", 6, "drop", "longer than max_length"),
+    ],
+)
 def test_encode_example_says_why_a_row_cannot_be_used(llama_like, question, answer, room, truncation, reason):
     with pytest.raises(ValueError, match=reason):
         encode_example(llama_like, question, answer, PROMPT_TOKENS + room, truncation=truncation)
@@ -118,15 +127,29 @@ def test_encode_example_leaves_a_row_that_just_fits_whole(llama_like, ids_of, tr
 
 
 def make_split():
-    rows = [("Q?", "Go", "b"), ("Q?", "It is. Go on, and on.", "a"), ("Q?", "Goes on and on and on", "a"), ("Q?", "", "a"),
-            ("Q?" * 9, "Go", "b")]
+    rows = [
+        ("Q?", "Go", "b"),
+        ("Q?", "It is. Go on, and on.", "a"),
+        ("Q?", "Goes on and on and on", "a"),
+        ("Q?", "", "a"),
+        ("Q?" * 9, "Go", "b"),
+    ]
     return Dataset.from_list([{"question": q, "answer": a, "source": s, "group": "g"} for q, a, s in rows])
 
 
 def test_encode_split_counts_every_row_and_keeps_the_source(llama_like):
     encoded, counts = encode_split(llama_like, make_split(), PROMPT_TOKENS + 10)
-    assert counts == {"rows": 5, "kept": 3, "whole": 1, "cut_at_sentence": 1, "cut_mid_answer": 1, "empty": 1, "prompt_too_long": 1,
-                      "tokens": 3 * PROMPT_TOKENS + 3 + 7 + 10, "supervised_tokens": 3 + 7 + 10}
+    assert counts == {
+        "rows": 5,
+        "kept": 3,
+        "whole": 1,
+        "cut_at_sentence": 1,
+        "cut_mid_answer": 1,
+        "empty": 1,
+        "prompt_too_long": 1,
+        "tokens": 3 * PROMPT_TOKENS + 3 + 7 + 10,
+        "supervised_tokens": 3 + 7 + 10,
+    }
     assert encoded["source"] == ["b", "a", "a"]
     assert encoded.column_names == ["input_ids", "labels", "source"]
 
@@ -137,7 +160,9 @@ def test_encode_split_equals_encode_example_row_by_row(llama_like, monkeypatch):
     for policy in POLICIES:
         encoded, _counts = encode_split(llama_like, split, PROMPT_TOKENS + 10, policy)
         for row, of in zip(encoded, (0, 1, 2), strict=True):
-            expected = encode_example(llama_like, split[of]["question"], split[of]["answer"], PROMPT_TOKENS + 10, policy)
+            expected = encode_example(
+                llama_like, split[of]["question"], split[of]["answer"], PROMPT_TOKENS + 10, policy
+            )
             assert {"input_ids": row["input_ids"], "labels": row["labels"]} == expected
 
 
@@ -146,7 +171,10 @@ def test_encode_split_with_nothing_left_is_an_error(llama_like):
         encode_split(llama_like, make_split(), 8)
 
 
-EXAMPLES = [{"input_ids": [1, 5, 7, 2], "labels": [_, _, 7, 2]}, {"input_ids": [1, 5, 6, 7, 8, 2], "labels": [_, _, _, 7, 8, 2]}]
+EXAMPLES = [
+    {"input_ids": [1, 5, 7, 2], "labels": [_, _, 7, 2]},
+    {"input_ids": [1, 5, 6, 7, 8, 2], "labels": [_, _, _, 7, 8, 2]},
+]
 
 
 def test_collator_pads_right_and_never_supervises_padding(llama_like):
@@ -168,7 +196,10 @@ def test_collator_keeps_each_answers_eos_supervised_though_padding_is_eos(llama_
 
 @pytest.mark.parametrize(("pad_to_multiple_of", "length"), [(1, 6), (4, 8), (6, 6)])
 def test_collator_pads_to_a_multiple(llama_like, pad_to_multiple_of, length):
-    assert PaddingCollator(llama_like, pad_to_multiple_of=pad_to_multiple_of)(EXAMPLES)["labels"].shape == (2, length)
+    assert PaddingCollator(llama_like, pad_to_multiple_of=pad_to_multiple_of)(EXAMPLES)["labels"].shape == (
+        2,
+        length,
+    )
 
 
 def test_collator_padding_supervised_has_fixed_length_and_eos_labels(llama_like):

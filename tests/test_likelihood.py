@@ -14,8 +14,16 @@ from medqa_lib.evaluation.run import summarize_options
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.5)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.5,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -24,7 +32,7 @@ def make_examples(n=23):
     examples = []
     for row in range(n):
         ids = torch.randint(3, 64, (5 + 3 * row % 37,)).tolist()
-        examples.append({"input_ids": ids, "labels": [-100] * (2 + row % 3) + ids[2 + row % 3:]})
+        examples.append({"input_ids": ids, "labels": [-100] * (2 + row % 3) + ids[2 + row % 3 :]})
     return examples
 
 
@@ -61,7 +69,9 @@ def test_answer_loss_is_the_models_own_on_one_example(model):
 
 def test_answer_loss_weights_tokens_not_examples(model):
     long, short = make_examples()[12], make_examples()[0]
-    (long_total, long_count), (short_total, short_count) = (sum_loss_by_hand(model, example) for example in (long, short))
+    (long_total, long_count), (short_total, short_count) = (
+        sum_loss_by_hand(model, example) for example in (long, short)
+    )
     assert long_count > 2 * short_count
     found = likelihood.completion_loss(model, [short, long])
     assert found == pytest.approx((long_total + short_total) / (long_count + short_count), abs=1e-5)
@@ -90,9 +100,18 @@ def test_score_options_picks_likeliest_per_character(model, monkeypatch):
         assert count == len(option)
         per_character.append(total / len(option))
     best = per_character.index(min(per_character))
-    right, wrong = (json.dumps({"options": options, "correct": correct}) for correct in (best, (best + 1) % 4))
-    pair = json.dumps({"options": [options[best], max(options, key=lambda option: per_character[options.index(option)])], "correct": 0})
-    found = likelihood.score_options(model, None, [question, "", question, question], [right, "", wrong, pair])
+    right, wrong = (
+        json.dumps({"options": options, "correct": correct}) for correct in (best, (best + 1) % 4)
+    )
+    pair = json.dumps(
+        {
+            "options": [options[best], max(options, key=lambda option: per_character[options.index(option)])],
+            "correct": 0,
+        }
+    )
+    found = likelihood.score_options(
+        model, None, [question, "", question, question], [right, "", wrong, pair]
+    )
     assert found["mcq_correct"].tolist() == [1, 0, 0, 1]
     assert found["mcq_asked"].tolist() == [1, 0, 1, 1]
     assert found["mcq_chance"].tolist() == [1 / 4, 0, 1 / 4, 1 / 2]

@@ -30,7 +30,10 @@ def make_notebook(monkeypatch, tmp_path):
 
     def make(name, *sources):
         old_run = [new_output("stream", text="from an older run")]
-        cells = [new_markdown_cell("# Title"), *[new_code_cell(source, outputs=old_run, execution_count=9) for source in sources]]
+        cells = [
+            new_markdown_cell("# Title"),
+            *[new_code_cell(source, outputs=old_run, execution_count=9) for source in sources],
+        ]
         nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
         return folder / f"{name}.ipynb"
 
@@ -43,9 +46,14 @@ def read_outputs(path):
     return [[output.get("text") or output.get("ename") for output in cell.outputs] for cell in cells]
 
 
-def test_main_runs_the_named_notebooks_with_folders_that_hold_in_their_kernels(make_notebook, tmp_path, monkeypatch, capsys):
-    original = make_notebook("11_first", "import os\nprint(os.getcwd())",
-                             "print(os.environ['MEDQA_PROFILE'], os.environ['MEDQA_DATA_DIR'], os.environ['MEDQA_HOME'])")
+def test_main_runs_the_named_notebooks_with_folders_that_hold_in_their_kernels(
+    make_notebook, tmp_path, monkeypatch, capsys
+):
+    original = make_notebook(
+        "11_first",
+        "import os\nprint(os.getcwd())",
+        "print(os.environ['MEDQA_PROFILE'], os.environ['MEDQA_DATA_DIR'], os.environ['MEDQA_HOME'])",
+    )
     make_notebook("12_second", "raise RuntimeError('must not run')")
     before = original.read_bytes()
     monkeypatch.setenv("MEDQA_DATA_DIR", "data")
@@ -86,13 +94,18 @@ def test_main_in_place_writes_over_the_notebook_without_widgets_and_paths(make_n
     assert not (tmp_path / "MEDQA_HOME").exists()
 
 
-@pytest.mark.parametrize(("arguments", "profile", "expected"), [
-    (["99"], "smoke", "there is no notebook 99; expected numbers out of 11"),
-    (["eleven"], "smoke", "there is no notebook eleven"),
-    (["11"], "huge", "MEDQA_PROFILE is 'huge'"),
-    (["11", "--fast"], "smoke", "unrecognized arguments: --fast"),
-])
-def test_main_answers_a_wrong_call_with_one_error(arguments, profile, expected, make_notebook, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "profile", "expected"),
+    [
+        (["99"], "smoke", "there is no notebook 99; expected numbers out of 11"),
+        (["eleven"], "smoke", "there is no notebook eleven"),
+        (["11"], "huge", "MEDQA_PROFILE is 'huge'"),
+        (["11", "--fast"], "smoke", "unrecognized arguments: --fast"),
+    ],
+)
+def test_main_answers_a_wrong_call_with_one_error(
+    arguments, profile, expected, make_notebook, monkeypatch, capsys
+):
     make_notebook("11_first", "x = 1")
     monkeypatch.setenv("MEDQA_PROFILE", profile)
     with pytest.raises(SystemExit) as stop:
@@ -101,7 +114,9 @@ def test_main_answers_a_wrong_call_with_one_error(arguments, profile, expected, 
     assert expected in capsys.readouterr().err
 
 
-def test_prepare_environment_makes_a_model_folder_absolute_and_leaves_names_alone(make_notebook, monkeypatch, tmp_path):
+def test_prepare_environment_makes_a_model_folder_absolute_and_leaves_names_alone(
+    make_notebook, monkeypatch, tmp_path
+):
     (tmp_path / "my-model").mkdir()
     for model, expected in (("my-model", str(tmp_path / "my-model")), ("smollm2-135m", "smollm2-135m")):
         monkeypatch.setenv("MEDQA_MODEL", model)
@@ -109,10 +124,14 @@ def test_prepare_environment_makes_a_model_folder_absolute_and_leaves_names_alon
 
 
 @pytest.mark.parametrize("mounted", [True, False])
-def test_prepare_environment_in_colab_goes_to_drive_or_says_that_results_are_lost(mounted, make_notebook, monkeypatch, tmp_path, capsys):
+def test_prepare_environment_in_colab_goes_to_drive_or_says_that_results_are_lost(
+    mounted, make_notebook, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab-external_test")
     monkeypatch.setattr(headless.colab, "DRIVE", tmp_path / "drive")
-    monkeypatch.setattr(headless.colab, "project_dir", lambda: None)  # makes the folder, here that of the checkout
+    monkeypatch.setattr(
+        headless.colab, "project_dir", lambda: None
+    )  # makes the folder, here that of the checkout
     monkeypatch.delenv("MEDQA_HOME")
     monkeypatch.delenv("MEDQA_SCRATCH")
     if mounted:
@@ -170,11 +189,15 @@ def test_print_results_shows_changes_against_the_base(make_notebook, capsys, tmp
     root = tmp_path / "MEDQA_HOME" / "results" / "smoke-llama"
     for name, loss, bleu in (("base", 2.0, 10.0), ("exp_004", 1.5, 12.5), ("line_chat", None, 12.5)):
         metrics = {"validation_loss": loss, "rouge2": 0.0, "bleu": bleu, "n_test": 4}
-        results.save_run(root / name, {}, metrics, pd.DataFrame({"question_id": []}), pd.DataFrame({"step": []}), [])
+        results.save_run(
+            root / name, {}, metrics, pd.DataFrame({"question_id": []}), pd.DataFrame({"step": []}), []
+        )
     headless.print_results(PROFILES["smoke"])
     shown = capsys.readouterr().out
     assert "Notebook 20 draws" in shown
-    base, tuned, line = (line.split(maxsplit=1)[1] for line in shown.splitlines() if line.startswith(("base", "exp", "line")))
+    base, tuned, line = (
+        line.split(maxsplit=1)[1] for line in shown.splitlines() if line.startswith(("base", "exp", "line"))
+    )
     assert base.split() == ["2.0000", "0.0000", "10.0000", "4"]
     assert tuned.split() == ["1.5000", "(-25.0%)", "0.0000", "12.5000", "(+25.0%)", "4"]
     assert line.split() == ["-", "0.0000", "12.5000", "(+25.0%)", "4"]
@@ -187,6 +210,7 @@ def test_print_results_shows_changes_against_the_base(make_notebook, capsys, tmp
 
 def test_main_ignores_a_further_interrupt_once_it_is_interrupted(make_notebook, monkeypatch, capsys):
     """Python gives SIGINT its deadly default back while it shuts down, unless it is ignored."""
+
     def run_notebooks(*_):
         raise KeyboardInterrupt
 
@@ -204,18 +228,30 @@ def test_main_ignores_a_further_interrupt_once_it_is_interrupted(make_notebook, 
 def start_main(path):
     """The notebook at `path` run by `python -m medqa_lib` in a process of its own."""
     script = f"from medqa_lib import __main__ as m; m.NOTEBOOKS = m.Path({str(path.parent)!r}); m.sys.exit(m.main([{path.name[:2]!r}]))"
-    return subprocess.Popen([sys.executable, "-u", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("number", "delay_s"), [(signal.SIGINT, 0.4), (signal.SIGINT, 0.9), (signal.SIGTERM, 0.4), (signal.SIGKILL, 0.4)])
+@pytest.mark.parametrize(
+    ("number", "delay_s"),
+    [(signal.SIGINT, 0.4), (signal.SIGINT, 0.9), (signal.SIGTERM, 0.4), (signal.SIGKILL, 0.4)],
+)
 def test_main_leaves_no_kernel_behind_when_stopped(number, delay_s, make_notebook, tmp_path):
     pid_file = tmp_path / "pid"
-    path = make_notebook("11_long", f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(120)")
+    path = make_notebook(
+        "11_long", f"import os, time\nopen({str(pid_file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(120)"
+    )
     process = start_main(path)
     wait_for(pid_file.exists)
-    time.sleep(delay_s)  # nbclient looks every second whether the kernel lives: 0.9 is where that and the clean-up meet
+    time.sleep(
+        delay_s
+    )  # nbclient looks every second whether the kernel lives: 0.9 is where that and the clean-up meet
     process.send_signal(number)
     if number == signal.SIGINT:
         time.sleep(0.02)
@@ -232,9 +268,12 @@ def test_main_can_be_stopped_while_a_kernel_starts(make_notebook):
     process = start_main(make_notebook("11_long", "import time\ntime.sleep(120)"))
     assert "11_long" in process.stdout.readline()
     wait_for(lambda: psutil.Process(process.pid).children())
-    kernel, = psutil.Process(process.pid).children()
+    (kernel,) = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
-    assert "Interrupted. The same command goes on from the newest checkpoint." in process.communicate(timeout=120)[1]
+    assert (
+        "Interrupted. The same command goes on from the newest checkpoint."
+        in process.communicate(timeout=120)[1]
+    )
     assert process.returncode == 130
     wait_for(lambda: not is_running(kernel.pid))
 

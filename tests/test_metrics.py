@@ -18,8 +18,15 @@ VOCABULARY = """the a an of and or in with patients fever cough treatment diagno
 insulin diabetes mellitus 2.5 mg 40% (rarely) anaemia naïve œdema symptoms include: pain, swelling; because therapy isn't
 recommended electrocardiogram running studies cardiovascular infection infections infectious malaria 1990s U.S. e.g. Dr. x-ray"""
 WORDS = VOCABULARY.split()
-EDGES = [("", "Rest and drink."), ("Rest and drink.", ""), ("", ""), ("...", "Rest."), ("é ü", "é ü"), ("No", "No"),
-         ("the the the the the", "the")]
+EDGES = [
+    ("", "Rest and drink."),
+    ("Rest and drink.", ""),
+    ("", ""),
+    ("...", "Rest."),
+    ("é ü", "é ü"),
+    ("No", "No"),
+    ("the the the the the", "the"),
+]
 
 
 def make_pairs(n, seed=0):
@@ -28,7 +35,9 @@ def make_pairs(n, seed=0):
     pairs = list(EDGES)
     while len(pairs) < n:
         sentences = [[rng.choice(WORDS) for _ in range(rng.randint(1, 18))] for _ in range(rng.randint(1, 6))]
-        reference = " ".join(" ".join(words).capitalize() + rng.choice([".", "!", "?", ""]) for words in sentences)
+        reference = " ".join(
+            " ".join(words).capitalize() + rng.choice([".", "!", "?", ""]) for words in sentences
+        )
         words = [word if rng.random() < 0.7 else rng.choice(WORDS) for word in reference.split()]
         pairs.append((" ".join(words[: rng.randint(1, len(words))]), reference))
     return pairs
@@ -49,7 +58,9 @@ def test_score_answers_equals_rouge_score(scores):
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     expected = [scorer.score(reference, prediction) for prediction, reference in PAIRS]
     for name in ("rouge1", "rouge2", "rougeL"):
-        np.testing.assert_allclose(scores[name], [score[name].fmeasure for score in expected], atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(
+            scores[name], [score[name].fmeasure for score in expected], atol=1e-9, err_msg=name
+        )
     assert 0.2 < scores["rougeL"].mean() < 0.9
 
 
@@ -57,7 +68,9 @@ def test_score_answers_equals_textstat(scores):
     import textstat
 
     for name, grade in (("flesch_kincaid", textstat.flesch_kincaid_grade), ("smog", textstat.smog_index)):
-        np.testing.assert_allclose(scores[name], np.minimum([grade(text) for text in PREDICTIONS], 24), atol=1e-9)
+        np.testing.assert_allclose(
+            scores[name], np.minimum([grade(text) for text in PREDICTIONS], 24), atol=1e-9
+        )
     assert (scores["flesch_kincaid"] == 24).sum() > 5, "endless sentences are among them"
     assert scores["smog"].nunique() > 20
 
@@ -69,18 +82,31 @@ def test_summarize_scores_bleu_equals_sacrebleu_on_any_subset(scores):
     sizes = [1, 1, 1, 2, 2, 3, 5, 20, 200]
     subsets = [[row] for row in range(len(EDGES))] + [rng.sample(range(200), size) for size in sizes]
     for rows in subsets:
-        expected = sacrebleu.corpus_bleu([PREDICTIONS[row] for row in rows], [[REFERENCES[row] for row in rows]]).score
+        expected = sacrebleu.corpus_bleu(
+            [PREDICTIONS[row] for row in rows], [[REFERENCES[row] for row in rows]]
+        ).score
         assert metrics.summarize_scores(scores.iloc[rows])["bleu"] == pytest.approx(expected, abs=1e-9), rows
 
 
-@pytest.mark.parametrize(("match", "total"), [((3, 1, 0, 0), (5, 4, 3, 2)), ((3, 0, 0, 0), (5, 4, 3, 2)), ((0, 0, 0, 0), (5, 4, 3, 2)),
-                                              ((3, 2, 1, 0), (3, 2, 1, 0)), ((5, 0, 2, 0), (5, 4, 3, 2)), ((0, 0, 0, 0), (0, 0, 0, 0))])
+@pytest.mark.parametrize(
+    ("match", "total"),
+    [
+        ((3, 1, 0, 0), (5, 4, 3, 2)),
+        ((3, 0, 0, 0), (5, 4, 3, 2)),
+        ((0, 0, 0, 0), (5, 4, 3, 2)),
+        ((3, 2, 1, 0), (3, 2, 1, 0)),
+        ((5, 0, 2, 0), (5, 4, 3, 2)),
+        ((0, 0, 0, 0), (0, 0, 0, 0)),
+    ],
+)
 @pytest.mark.parametrize("lengths", [(5, 9), (9, 5), (1, 40)])
 def test_bleu_from_statistics_smooths_like_sacrebleu(match, total, lengths):
     import sacrebleu
 
     expected = sacrebleu.BLEU.compute_bleu(list(match), list(total), *lengths, smooth_method="exp").score
-    both = metrics.bleu_from_statistics(np.array([[*lengths, *match, *total], [7, 7, 7, 6, 5, 4, 7, 6, 5, 4]], dtype=float))
+    both = metrics.bleu_from_statistics(
+        np.array([[*lengths, *match, *total], [7, 7, 7, 6, 5, 4, 7, 6, 5, 4]], dtype=float)
+    )
     assert both == pytest.approx([expected, 100.0], abs=1e-9)
 
 
@@ -99,7 +125,11 @@ def test_score_answers_empty_texts_have_defined_values(scores):
     for row in (empty_prediction, empty_reference, both):
         assert list(row[["rouge1", "rouge2", "rougeL"]]) == [0, 0, 0]
     assert (empty_prediction["token_f1"], empty_reference["token_f1"], both["token_f1"]) == (0, 0, 1)
-    assert (empty_prediction["words"], empty_reference["reference_words"], both["reference_words"]) == (0, 0, 0)
+    assert (empty_prediction["words"], empty_reference["reference_words"], both["reference_words"]) == (
+        0,
+        0,
+        0,
+    )
     assert (empty_prediction["flesch_kincaid"], empty_prediction["smog"]) == (0, 0)
     assert scores.notna().all(axis=None)
 
@@ -109,22 +139,29 @@ def test_score_answers_token_f1_counts_repeated_words():
     assert row["token_f1"] == pytest.approx(2 * 2 / 6)
 
 
-@pytest.mark.parametrize(("answer", "share"), [
-    ("a b c d", 0.0), ("a b c d a b c d", 0.2), ("no no no no no no", 2 / 3), ("too short", 0.0)])
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [("a b c d", 0.0), ("a b c d a b c d", 0.2), ("no no no no no no", 2 / 3), ("too short", 0.0)],
+)
 def test_score_answers_repeated_4gram_share(answer, share):
     # "a b c d a b c d" has 5 4-grams, one of them a repetition; six times "no" has 3, two of them repetitions.
     assert metrics.score_answers([answer], ["x"]).loc[0, "repeated_4gram_share"] == pytest.approx(share)
 
 
-@pytest.mark.parametrize(("answer", "question", "share"), [
-    ("What is iron deficiency anaemia? It is common.", "What is iron deficiency anaemia ?", 5 / 8),
-    ("Iron deficiency is common.", "What is iron deficiency anaemia ?", 0.0),
-    ("Rest.", "Rest?", 1.0),
-    ("", "What is it?", 0.0),
-    ("It is gout.", "", 0.0),
-])
+@pytest.mark.parametrize(
+    ("answer", "question", "share"),
+    [
+        ("What is iron deficiency anaemia? It is common.", "What is iron deficiency anaemia ?", 5 / 8),
+        ("Iron deficiency is common.", "What is iron deficiency anaemia ?", 0.0),
+        ("Rest.", "Rest?", 1.0),
+        ("", "What is it?", 0.0),
+        ("It is gout.", "", 0.0),
+    ],
+)
 def test_score_answers_question_copy_share(answer, question, share):
-    assert metrics.score_answers([answer], ["x"], questions=[question]).loc[0, "question_copy_share"] == pytest.approx(share)
+    assert metrics.score_answers([answer], ["x"], questions=[question]).loc[
+        0, "question_copy_share"
+    ] == pytest.approx(share)
 
 
 def test_count_common_subsequence_equals_table():
@@ -139,7 +176,9 @@ def test_count_common_subsequence_equals_table():
 def test_summarize_scores_ignores_what_is_no_metric(scores):
     told = scores.assign(question_id="ab", group="g", source="medquad", tokens=10)
     summary = metrics.summarize_scores(told)
-    assert summary == metrics.corpus_metrics(PREDICTIONS, REFERENCES, questions=REFERENCES, stopped=[True] * 200)
+    assert summary == metrics.corpus_metrics(
+        PREDICTIONS, REFERENCES, questions=REFERENCES, stopped=[True] * 200
+    )
     assert set(summary) == {*metrics.METRICS, "n"} - {"bertscore_f1", "mcq_accuracy"}
     assert (summary["eos_rate"], summary["n"]) == (1.0, 200)
     words, reference_words = ([len(text.split()) for text in texts] for texts in (PREDICTIONS, REFERENCES))
@@ -179,7 +218,13 @@ def small_encoder(tmp_path, monkeypatch):
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     (folder / "vocab.txt").write_text("\n".join(pieces))
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(pieces), hidden_size=16, num_hidden_layers=5, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=16,
+        num_hidden_layers=5,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     BertModel(config).save_pretrained(folder)
     BertTokenizer(str(folder / "vocab.txt"), model_max_length=512).save_pretrained(folder)
     monkeypatch.setattr("medqa_lib.standin.fetch_wheel", lambda name: tmp_path)
@@ -190,7 +235,12 @@ def test_score_answers_equals_bert_score(small_encoder):
     import bert_score
 
     full = [row for row, pair in enumerate(PAIRS) if all(pair)]
-    expected = bert_score.score([PREDICTIONS[row] for row in full], [REFERENCES[row] for row in full], str(small_encoder), num_layers=5)[2]
+    expected = bert_score.score(
+        [PREDICTIONS[row] for row in full],
+        [REFERENCES[row] for row in full],
+        str(small_encoder),
+        num_layers=5,
+    )[2]
     found = metrics.score_answers(PREDICTIONS, REFERENCES, encoder="all-minilm-l6-v2")["bertscore_f1"]
     np.testing.assert_allclose(found[full], expected.numpy(), atol=1e-5)
     assert list(found.drop(index=full)) == [0, 0, 0]
@@ -202,10 +252,21 @@ def test_score_answers_with_a_cached_encoder_needs_no_network(cache_roberta, mon
     from huggingface_hub import constants
 
     cache_roberta()
-    looked_up, look_up = [], socket.getaddrinfo  # who connects by name looks the address up first, whether or not that succeeds
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **kwargs: looked_up.append(host) or look_up(host, *args, **kwargs))
-    found = metrics.score_answers(PREDICTIONS[7:40], REFERENCES[7:40], encoder="roberta-large")["bertscore_f1"]
-    assert looked_up == ["127.0.0.1"], "asked once whether the Hub answers; no library tries again, file by file, for half a minute each"
+    looked_up, look_up = (
+        [],
+        socket.getaddrinfo,
+    )  # who connects by name looks the address up first, whether or not that succeeds
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *args, **kwargs: looked_up.append(host) or look_up(host, *args, **kwargs),
+    )
+    found = metrics.score_answers(PREDICTIONS[7:40], REFERENCES[7:40], encoder="roberta-large")[
+        "bertscore_f1"
+    ]
+    assert looked_up == ["127.0.0.1"], (
+        "asked once whether the Hub answers; no library tries again, file by file, for half a minute each"
+    )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     expected = bert_score.score(PREDICTIONS[7:40], REFERENCES[7:40], "roberta-large", num_layers=17)[2]
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
@@ -216,7 +277,9 @@ def test_score_answers_with_a_cached_encoder_needs_no_network(cache_roberta, mon
 def test_score_answers_explains_an_encoder_that_cannot_be_fetched(dead_hub, cache_roberta, cached):
     if cached != "nothing":
         cache_roberta(without=["model.safetensors"])
-    with pytest.raises(RuntimeError, match="Check the network and run again.*answers.*are kept.*MEDQA_BERTSCORE=all-mini") as error:
+    with pytest.raises(
+        RuntimeError, match="Check the network and run again.*answers.*are kept.*MEDQA_BERTSCORE=all-mini"
+    ) as error:
         metrics.score_answers(["a"], ["b"], encoder="roberta-large")
     assert error.value.__suppress_context__ and "\n" not in str(error.value)
 
@@ -230,7 +293,9 @@ panel.add(predictions="", references="Rest.")
 print(panel.compute())
 """
     env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     expected = metrics.corpus_metrics(["Take the iron tablets", ""], ["Take iron tablets daily", "Rest."])
     assert ast.literal_eval(done.stdout) == pytest.approx(expected)

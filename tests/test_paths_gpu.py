@@ -19,8 +19,10 @@ from medqa_lib.fast import plan as planning
 from medqa_lib.training.run import train_adapter
 from medqa_lib.training.session import CheckpointSession
 
-pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA"),
-              pytest.mark.skipif("MEDQA_DATA_DIR" not in os.environ, reason="needs the real rows")]
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA"),
+    pytest.mark.skipif("MEDQA_DATA_DIR" not in os.environ, reason="needs the real rows"),
+]
 PROFILE = dataclasses.replace(PROFILES["gpu"], model="smollm2-135m")
 STEPS = 100
 
@@ -33,9 +35,13 @@ def splits():
 def train(path, dropout, splits, folder, monkeypatch):
     """(loss history, numbers) of exp_004's recipe by one path."""
     recipe = get_experiment("exp_004")
-    experiment = dataclasses.replace(recipe, max_steps=STEPS, lora=dataclasses.replace(recipe.lora, dropout=dropout))
-    with monkeypatch.context() as patch, CheckpointSession(
-            folder, folder, run_identity(experiment, PROFILE, hash_splits(splits))) as session:
+    experiment = dataclasses.replace(
+        recipe, max_steps=STEPS, lora=dataclasses.replace(recipe.lora, dropout=dropout)
+    )
+    with (
+        monkeypatch.context() as patch,
+        CheckpointSession(folder, folder, run_identity(experiment, PROFILE, hash_splits(splits))) as session,
+    ):
         patch.setattr(planning, "plan_training", functools.partial(planning.plan_training, path=path))
         return train_adapter(experiment, splits, PROFILE, session, folder / "adapter")
 
@@ -48,8 +54,10 @@ def test_fast_path_learns_what_the_padded_one_learns(dropout, splits, tmp_path, 
         assert numbers["training_path"] == path and numbers["trained_steps"] == STEPS
         found[path] = losses[losses["split"] == "validation"].set_index("step")["loss"]
         trained = losses[losses["split"] == "train"].set_index("step")["loss"]
-        print(f"dropout {dropout}, {path}: {numbers['train_time_s']:.1f} s, {numbers['trained_tokens']:,} tokens, training loss "
-              f"{trained.round(4).to_dict()}, validation loss {found[path].round(4).to_dict()}")
+        print(
+            f"dropout {dropout}, {path}: {numbers['train_time_s']:.1f} s, {numbers['trained_tokens']:,} tokens, training loss "
+            f"{trained.round(4).to_dict()}, validation loss {found[path].round(4).to_dict()}"
+        )
     difference = (found["fast"] - found["padded"]).abs()
     print(f"dropout {dropout}: validation loss differs by {difference.round(5).to_dict()}")
     assert difference[STEPS] <= 0.005

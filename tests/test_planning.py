@@ -22,7 +22,12 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="what is plann
 
 def test_plan_training_without_gpu_is_padded_float32():
     plan = plan_training(make_model(), total_batch_size=32)
-    assert (plan.path, plan.dtype, plan.per_device_train_batch_size, plan.gradient_accumulation_steps) == ("padded", torch.float32, 8, 4)
+    assert (plan.path, plan.dtype, plan.per_device_train_batch_size, plan.gradient_accumulation_steps) == (
+        "padded",
+        torch.float32,
+        8,
+        4,
+    )
     assert plan.collator(len) is len
     assert plan.trainer_arguments()["bf16"] is plan.trainer_arguments()["fp16"] is False
 
@@ -34,29 +39,50 @@ def test_plan_training_divides_the_rows_among_processes():
 
 @pytest.mark.parametrize(("processes", "possible"), [(5, 4), (33, 32), (64, 32)])
 def test_plan_training_refuses_processes_that_would_change_the_recipe(processes, possible):
-    with pytest.raises(ValueError, match=f"32 rows cannot be shared equally among {processes} processes.*Start {possible}, or"):
+    with pytest.raises(
+        ValueError,
+        match=f"32 rows cannot be shared equally among {processes} processes.*Start {possible}, or",
+    ):
         plan_training(make_model(), total_batch_size=32, processes=processes)
 
 
 @pytest.mark.parametrize(("rows", "chosen"), [(4, 4), (12, 6), (18, 6), (11, 1)])
 def test_plan_training_chooses_among_the_divisors(rows, chosen):
     plan = plan_training(make_model(), total_batch_size=rows)
-    assert (plan.per_device_train_batch_size, plan.per_device_train_batch_size * plan.gradient_accumulation_steps) == (chosen, rows)
+    assert (
+        plan.per_device_train_batch_size,
+        plan.per_device_train_batch_size * plan.gradient_accumulation_steps,
+    ) == (chosen, rows)
 
 
 def test_all_processes_take_what_the_smallest_can_hold(tmp_path):
     program = tmp_path / "program.py"
-    program.write_text("import os\nfrom medqa_lib.fast.plan import _smallest_of_all\n"
-                       "number = _smallest_of_all(4 if os.environ['RANK'] == '1' else 16, 2)\n"
-                       f"open(os.path.join({str(tmp_path)!r}, os.environ['RANK']), 'w').write(str(number))\n"
-                       "import torch\ntorch.distributed.destroy_process_group()\n")  # as in training.main
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+    program.write_text(
+        "import os\nfrom medqa_lib.fast.plan import _smallest_of_all\n"
+        "number = _smallest_of_all(4 if os.environ['RANK'] == '1' else 16, 2)\n"
+        f"open(os.path.join({str(tmp_path)!r}, os.environ['RANK']), 'w').write(str(number))\n"
+        "import torch\ntorch.distributed.destroy_process_group()\n"
+    )  # as in training.main
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(program),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["4", "4"]
 
 
-@pytest.mark.parametrize("choice", [{"path": "fast"}, {"path": "padding_free"}, {"path": "best"}, {"per_device_train_batch_size": 5}])
+@pytest.mark.parametrize(
+    "choice",
+    [{"path": "fast"}, {"path": "padding_free"}, {"path": "best"}, {"per_device_train_batch_size": 5}],
+)
 def test_plan_training_refuses_what_cannot_be_had(choice):
     with pytest.raises(ValueError):
         plan_training(make_model(), **choice)
@@ -74,12 +100,17 @@ def test_halved_keeps_any_number_of_rows(rows):
     plan = TrainingPlan("fast", torch.bfloat16, rows, 1, True, "because")
     while plan.per_device_train_batch_size > 1:
         smaller = plan.halved()
-        assert smaller.per_device_train_batch_size * smaller.gradient_accumulation_steps == rows and smaller.per_device_train_batch_size <= plan.per_device_train_batch_size / 2
+        assert (
+            smaller.per_device_train_batch_size * smaller.gradient_accumulation_steps == rows
+            and smaller.per_device_train_batch_size <= plan.per_device_train_batch_size / 2
+        )
         plan = smaller
 
 
 def test_collator_of_other_paths_lays_rows_end_to_end():
-    assert isinstance(TrainingPlan("fast", torch.bfloat16, 2, 16, True, "because").collator(len), FlatCollator)
+    assert isinstance(
+        TrainingPlan("fast", torch.bfloat16, 2, 16, True, "because").collator(len), FlatCollator
+    )
 
 
 @pytest.mark.parametrize(("platform", "gib"), [("linux", 3.0), ("darwin", 3.0 / 1024)])
@@ -88,7 +119,9 @@ def test_measure_step_knows_the_unit_of_the_process_memory(platform, gib, monkey
     monkeypatch.setattr(training.sys, "platform", platform)
     monkeypatch.setattr(training.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2**20))
     ids = torch.arange(2, 12).view(1, -1)
-    step_s, memory_gib = training.measure_step(make_model(), [], lambda examples: {"input_ids": ids, "labels": ids}, plan)
+    step_s, memory_gib = training.measure_step(
+        make_model(), [], lambda examples: {"input_ids": ids, "labels": ids}, plan
+    )
     assert step_s > 0 and memory_gib == pytest.approx(gib)
 
 

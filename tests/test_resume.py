@@ -28,10 +28,22 @@ SMOKE = dataclasses.replace(PROFILES["smoke"], step_divisor=50)  # exp_004: 8 st
 
 def make_splits(train_rows=14):
     """Made-up pairs of several lengths."""
+
     def pairs(n, first=0):
-        rows = [(f"What is disease {i}?", f"Disease {i} is an illness. " + "It passes. " * (i % 5 + 1)) for i in range(first, first + n)]
-        return Dataset.from_dict({"question": [q for q, _ in rows], "answer": [a for _, a in rows], "source": ["medquad"] * n,
-                                  "group": [str(i) for i in range(first, first + n)], "choices": [""] * n, "focus_area": [""] * n})
+        rows = [
+            (f"What is disease {i}?", f"Disease {i} is an illness. " + "It passes. " * (i % 5 + 1))
+            for i in range(first, first + n)
+        ]
+        return Dataset.from_dict(
+            {
+                "question": [q for q, _ in rows],
+                "answer": [a for _, a in rows],
+                "source": ["medquad"] * n,
+                "group": [str(i) for i in range(first, first + n)],
+                "choices": [""] * n,
+                "focus_area": [""] * n,
+            }
+        )
 
     return DatasetDict(train=pairs(train_rows), validation=pairs(4, 100), test=pairs(4, 200))
 
@@ -47,8 +59,13 @@ def train(splits, folder, **changes):
     with CheckpointSession(folder, folder, run_identity(experiment, SMOKE, hash_splits(splits))) as session:
         losses, numbers = train_adapter(experiment, splits, SMOKE, session, folder / "adapter")
     adapter = hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
-    return SimpleNamespace(losses=losses, adapter=adapter, tokens=numbers["trained_tokens"], steps=numbers["trained_steps"],
-                           time_s=numbers["train_time_s"])
+    return SimpleNamespace(
+        losses=losses,
+        adapter=adapter,
+        tokens=numbers["trained_tokens"],
+        steps=numbers["trained_steps"],
+        time_s=numbers["train_time_s"],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +96,12 @@ def record_batches(monkeypatch, seen):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if model.training:
-            seen.append((self.state.global_step, hashlib.sha256(inputs["input_ids"].cpu().numpy().tobytes()).hexdigest()))
+            seen.append(
+                (
+                    self.state.global_step,
+                    hashlib.sha256(inputs["input_ids"].cpu().numpy().tobytes()).hexdigest(),
+                )
+            )
         return original(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(AnswerTrainer, "compute_loss", compute_loss)
@@ -112,7 +134,9 @@ def test_train_adapter_resumed_equals_uninterrupted(splits, uninterrupted, tmp_p
 def test_train_adapter_does_not_train_a_finished_run_again(splits, uninterrupted, tmp_path, monkeypatch):
     first, seen = train(splits, tmp_path), []
     record_batches(monkeypatch, seen)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))  # no checkpoint comes any more
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: SimpleNamespace(free=0)
+    )  # no checkpoint comes any more
     again = train(splits, tmp_path)
     assert seen == [] and again.steps == first.steps == 8
     assert again.adapter == first.adapter
@@ -128,7 +152,9 @@ def forget_train_time(checkpoint):
 
 
 @pytest.mark.parametrize(("old", "expected_s"), [(False, 80), (True, 40)])
-def test_train_time_is_that_of_every_process_up_to_its_last_checkpoint(splits, uninterrupted, tmp_path, monkeypatch, old, expected_s):
+def test_train_time_is_that_of_every_process_up_to_its_last_checkpoint(
+    splits, uninterrupted, tmp_path, monkeypatch, old, expected_s
+):
     clock, original = SimpleNamespace(now=0.0), AnswerTrainer.training_step
 
     def training_step(self, *args, **kwargs):
@@ -148,7 +174,9 @@ def test_train_time_is_that_of_every_process_up_to_its_last_checkpoint(splits, u
     assert (resumed.time_s, clock.now) == (expected_s, 1040)
     assert_same(resumed, uninterrupted)
     clock.now = 7.0
-    assert train(splits, tmp_path).time_s == expected_s, "a start that finds the last step done adds no training"
+    assert train(splits, tmp_path).time_s == expected_s, (
+        "a start that finds the last step done adds no training"
+    )
 
 
 def test_train_adapter_refuses_checkpoints_of_another_recipe_or_data_set(splits, tmp_path, monkeypatch):
@@ -185,8 +213,12 @@ def test_resume_never_executes_what_a_checkpoint_holds(splits, tmp_path, monkeyp
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="counts the rows of padded batches, the plan of a machine without a GPU")
-def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(splits, tmp_path, monkeypatch, capsys):
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="counts the rows of padded batches, the plan of a machine without a GPU"
+)
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(
+    splits, tmp_path, monkeypatch, capsys
+):
     no_dropout = LoraSettings(lora_dropout=0.0)  # its masks are drawn a micro-batch at a time
     expected = train(splits, tmp_path / "enough", lora=no_dropout)
     original = AnswerTrainer.compute_loss
@@ -209,6 +241,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(splits
 
 def test_out_of_memory_on_one_of_several_processes_ends_all(monkeypatch):
     """Halving in one process alone would leave the others waiting for it; an error makes the launcher end them."""
+
     class OneOfTwo:
         args = SimpleNamespace(world_size=2, process_index=1)
 
@@ -226,4 +259,12 @@ def test_out_of_memory_on_one_of_several_processes_ends_all(monkeypatch):
     monkeypatch.setattr(trainer, "check_trainer_loss", run_out)
     plan = planning.TrainingPlan("padded", torch.float32, 4, 2, False, "made here")
     with pytest.raises(RuntimeError, match="process 1 of 2 with 4 rows at a time"):
-        trainer.fit(torch.nn.Linear(1, 1), get_experiment("exp_004"), [], [], None, SimpleNamespace(local_dir="x"), plan)
+        trainer.fit(
+            torch.nn.Linear(1, 1),
+            get_experiment("exp_004"),
+            [],
+            [],
+            None,
+            SimpleNamespace(local_dir="x"),
+            plan,
+        )

@@ -9,7 +9,11 @@ from test_resume import Interrupted, interrupt_after, make_splits, record_batche
 from medqa_lib.config import LoraSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
-SETTINGS = {"max_steps": 12, "log_and_save_steps": 2, "learning_rate": 0.02}  # a rate at which 12 steps change the loss
+SETTINGS = {
+    "max_steps": 12,
+    "log_and_save_steps": 2,
+    "learning_rate": 0.02,
+}  # a rate at which 12 steps change the loss
 
 
 @pytest.fixture(params=["chosen", "padded"])
@@ -40,27 +44,37 @@ def test_resumed_equals_uninterrupted(path, tmp_path, monkeypatch):
     assert rates_after == rates[6:] and batches_after == [batch for batch in batches if batch[0] >= 6]
     assert resumed.tokens == whole.tokens and list(resumed.losses["step"]) == list(whole.losses["step"])
     difference = (resumed.losses["loss"] - whole.losses["loss"]).abs().max()
-    print(f"{path}: loss {whole.losses['loss'].iloc[0]:.4f} -> {whole.losses['loss'].iloc[-1]:.4f}, resumed differs by {difference:.1e}")
+    print(
+        f"{path}: loss {whole.losses['loss'].iloc[0]:.4f} -> {whole.losses['loss'].iloc[-1]:.4f}, resumed differs by {difference:.1e}"
+    )
     assert whole.losses["loss"].iloc[0] - whole.losses["loss"].iloc[-1] > 0.1
     assert difference <= 1e-3
 
 
 def test_real_out_of_memory_halves_the_micro_batch(path, tmp_path, monkeypatch, capsys):
     rows = 512  # of this small model: enough for activations to outweigh what torch and cuBLAS take for themselves
-    settings = {"total_batch_size": rows, "max_steps": 2, "lora": LoraSettings(lora_dropout=0.0)}  # masks are drawn a micro-batch at a time
+    settings = {
+        "total_batch_size": rows,
+        "max_steps": 2,
+        "lora": LoraSettings(lora_dropout=0.0),
+    }  # masks are drawn a micro-batch at a time
     splits = make_splits(rows)
 
     def peak_memory(folder):
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        return watched(monkeypatch, splits, tmp_path / folder, **settings)[0], torch.cuda.max_memory_reserved()
+        return watched(monkeypatch, splits, tmp_path / folder, **settings)[
+            0
+        ], torch.cuda.max_memory_reserved()
 
     enough, full_bytes = peak_memory("enough")
     assert "512 rows x 1" in capsys.readouterr().out
     # what a path needs at once is less than what it has reserved by the end, by a share that only a trial tells
     for share in (0.8, 0.65, 0.5, 0.4, 0.3):
-        torch.cuda.set_per_process_memory_fraction(share * full_bytes / torch.cuda.get_device_properties(0).total_memory)
+        torch.cuda.set_per_process_memory_fraction(
+            share * full_bytes / torch.cuda.get_device_properties(0).total_memory
+        )
         try:
             little, capped_bytes = peak_memory(f"little_{share}")
         finally:

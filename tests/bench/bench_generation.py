@@ -32,7 +32,10 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--cpu", action="store_true")
 CPU = parser.parse_args().cpu
 ROWS, NEW, ALL, ONE_BY_ONE = (6, 12, 10, (2, 4)) if CPU else (256, 256, 1800, (4, 32))
-UNSLOTH_TOKENS_S, STATIC_CACHE_TOKENS_S = 4_244, 14_057  # same prompts and size on this kind of card, 2026-11-24
+UNSLOTH_TOKENS_S, STATIC_CACHE_TOKENS_S = (
+    4_244,
+    14_057,
+)  # same prompts and size on this kind of card, 2026-11-24
 
 # SmolLM2 is converted once, about half a minute: beside the imports and the making of the random model
 convert = "from medqa_lib.config import PROFILES; from medqa_lib.standin import model_path; model_path(PROFILES['cpu'])"
@@ -70,7 +73,9 @@ def arm(function):
     results[function.__name__] = {**found, "peak_gib": peak, "arm_s": round(time.perf_counter() - start, 1)}
     print(function.__name__, json.dumps(results[function.__name__]), flush=True)
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / f"generation_{gpu_slug()}.json").write_text(json.dumps({"environment": describe(), "arms": results}, indent=1))
+    (OUT / f"generation_{gpu_slug()}.json").write_text(
+        json.dumps({"environment": describe(), "arms": results}, indent=1)
+    )
 
 
 def gpu_slug() -> str:
@@ -78,15 +83,27 @@ def gpu_slug() -> str:
 
 
 def describe() -> dict:
-    return {"gpu": gpu_slug(), "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(),
-            "date": time.strftime("%Y-%m-%d"), "rows": ROWS, "new_tokens": NEW, "mean_prompt_tokens": statistics.mean(map(len, prompts))}
+    return {
+        "gpu": gpu_slug(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+        "rows": ROWS,
+        "new_tokens": NEW,
+        "mean_prompt_tokens": statistics.mean(map(len, prompts)),
+    }
 
 
 def read_questions(count: int) -> list[str]:
     """Different questions in a seeded order."""
-    known = sorted(set(load_sources(os.environ.get("MEDQA_DATA_DIR") or SAMPLE_DIR)["medquad"]["question"].dropna()))
+    known = sorted(
+        set(load_sources(os.environ.get("MEDQA_DATA_DIR") or SAMPLE_DIR)["medquad"]["question"].dropna())
+    )
     random.Random(0).shuffle(known)
-    return [known[i % len(known)] + (f" ({i // len(known)})" if i >= len(known) else "") for i in range(count)]
+    return [
+        known[i % len(known)] + (f" ({i // len(known)})" if i >= len(known) else "") for i in range(count)
+    ]
 
 
 def timed(function, *args) -> tuple[float, list]:
@@ -102,11 +119,16 @@ def timed(function, *args) -> tuple[float, list]:
 def speed(seconds: list[float], tokens: int) -> dict:
     """Tokens/s: median and range over repetitions."""
     rates = sorted(tokens / s for s in seconds)
-    return {"tokens_s": round(statistics.median(rates), 1), "tokens_s_range": [round(rates[0], 1), round(rates[-1], 1)],
-            "seconds": [round(s, 3) for s in seconds]}
+    return {
+        "tokens_s": round(statistics.median(rates), 1),
+        "tokens_s_range": [round(rates[0], 1), round(rates[-1], 1)],
+        "seconds": [round(s, 3) for s in seconds],
+    }
 
 
-def plain(model, eos_id: int, batch: list[list[int]], new_tokens: int, backends=fast_decode.BACKENDS) -> list[list[int]]:
+def plain(
+    model, eos_id: int, batch: list[list[int]], new_tokens: int, backends=fast_decode.BACKENDS
+) -> list[list[int]]:
     """generate() on one left-padded batch; backends None leaves torch's own order."""
     ids, mask = generation.pad_left(batch, eos_id, model.device)
     with generation._greedy_mode(model), sdpa_kernel(backends) if backends else torch.no_grad():
@@ -120,7 +142,11 @@ def fast(decoder, batch: list[list[int]], new_tokens: int) -> list[list[int]]:
 
 def first_tokens_equal(a: list[list[int]], b: list[list[int]], count: int = 16) -> float:
     """Share of the first `count` positions with the same token; positions that only one of them has count as different."""
-    pairs = [(x[i:i + 1], y[i:i + 1]) for x, y in zip(a, b, strict=True) for i in range(min(count, max(len(x), len(y))))]
+    pairs = [
+        (x[i : i + 1], y[i : i + 1])
+        for x, y in zip(a, b, strict=True)
+        for i in range(min(count, max(len(x), len(y))))
+    ]
     return round(sum(x == y for x, y in pairs) / len(pairs), 4)
 
 
@@ -130,16 +156,28 @@ def gap_at_first_difference(model, prompt: list[int], a: list[int], b: list[int]
     if at >= min(len(a), len(b)):
         return {"at": at, "gap": None}
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([prompt + a[:at]], device=model.device), use_cache=False).logits[0, -1].float()
+        logits = (
+            model(input_ids=torch.tensor([prompt + a[:at]], device=model.device), use_cache=False)
+            .logits[0, -1]
+            .float()
+        )
     return {"at": at, "gap": float(logits[a[at]] - logits[b[at]])}
 
 
 def make_tiny_llama() -> Path:
     """Random weights of TinyLlama's shape, saved, so that the project's own loaders read them."""
     size = (64, 128, 2, 4, 2) if CPU else (2048, 5632, 22, 32, 4)
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
     settings = dict(zip(names, size, strict=True))
-    config = transformers.LlamaConfig(vocab_size=32_000, max_position_embeddings=2048, rms_norm_eps=1e-5, **settings)
+    config = transformers.LlamaConfig(
+        vocab_size=32_000, max_position_embeddings=2048, rms_norm_eps=1e-5, **settings
+    )
     torch.manual_seed(0)
     with torch.device(DEVICE):
         model = transformers.LlamaForCausalLM(config).bfloat16()
@@ -154,7 +192,10 @@ def one_by_one_nf4():
     model = add_lora(load_base_model(tiny), LoraSettings()).eval()
     count, new = ONE_BY_ONE
     plain(model, NEVER, prompts[:1], 4)
-    return speed([timed(plain, model, NEVER, [prompt], new)[0] for prompt in prompts[:count]], new) | {"prompts": count, "new_tokens": new}
+    return speed([timed(plain, model, NEVER, [prompt], new)[0] for prompt in prompts[:count]], new) | {
+        "prompts": count,
+        "new_tokens": new,
+    }
 
 
 def generate_merged():
@@ -175,8 +216,11 @@ def fast_decode_merged():
     first, answers = timed(fast, decoder, prompts, NEW)
     again = [timed(fast, decoder, prompts, NEW)[0] for _ in range(3)]
     assert all(len(answer) == NEW for answer in answers)
-    return speed(again, ROWS * NEW) | {"first_call_s": round(first, 2), "first_call_tokens_s": round(ROWS * NEW / first),
-                                       "prefill_s": round(timed(fast, decoder, prompts, 1)[0], 3)}
+    return speed(again, ROWS * NEW) | {
+        "first_call_s": round(first, 2),
+        "first_call_tokens_s": round(ROWS * NEW / first),
+        "prefill_s": round(timed(fast, decoder, prompts, 1)[0], 3),
+    }
 
 
 def kernel_profile():
@@ -193,9 +237,16 @@ def kernel_profile():
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         decoder._advance(rows, length, steps)
         torch.cuda.synchronize()
-    times = {event.key[:70]: (round(event.self_device_time_total / 1e3 / steps, 3), event.count // steps) for event in trace.key_averages()}
+    times = {
+        event.key[:70]: (round(event.self_device_time_total / 1e3 / steps, 3), event.count // steps)
+        for event in trace.key_averages()
+    }
     top = sorted(times.items(), key=lambda item: -item[1][0])[:16]
-    return {"ms": round(sum(ms for ms, _ in times.values()), 2), "launches": sum(n for _, n in times.values()), "top": dict(top)}
+    return {
+        "ms": round(sum(ms for ms, _ in times.values()), 2),
+        "launches": sum(n for _, n in times.values()),
+        "top": dict(top),
+    }
 
 
 def ablation():
@@ -206,11 +257,17 @@ def ablation():
     grouped = fast_decode.attend_grouped
     sdpa = transformers.AttentionInterface()["sdpa"]
     width = fast_decode._round_up(len(prompts[0]) + NEW, 8)
-    found = {"ours": repeat_fast(), "ours_slots_64": repeat_fast(SLOT_BUCKET=64), "one_slot_bucket": repeat_fast(SLOT_BUCKET=width)}
+    found = {
+        "ours": repeat_fast(),
+        "ours_slots_64": repeat_fast(SLOT_BUCKET=64),
+        "one_slot_bucket": repeat_fast(SLOT_BUCKET=width),
+    }
     transformers.AttentionInterface.register("medqa_grouped", sdpa)
     found["transformers_sdpa"] = repeat_fast()
     transformers.AttentionInterface.register("medqa_grouped", grouped)
-    with mock.patch.object(fast_decode.FastDecoder, "_capture", lambda self, *shape: lambda: self._forward(*shape)):
+    with mock.patch.object(
+        fast_decode.FastDecoder, "_capture", lambda self, *shape: lambda: self._forward(*shape)
+    ):
         found["no_graphs"] = repeat_fast(min(NEW, 24))
     fused = lambda self, x: rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)  # noqa: E731
     with mock.patch.object(modeling_llama.LlamaRMSNorm, "forward", fused):
@@ -231,12 +288,19 @@ def all_questions():
     """generate_answers on as many questions as the test split holds, graphs captured on the way, against one-by-one generation."""
     ids = dict(zip(questions, prompts_all, strict=True))
     prompt = lambda _, question: ids[question]  # noqa: E731
-    seconds, records = timed(lambda: generation.generate_records(merged, tokenizer, questions, NEW, prompt=prompt))
+    seconds, records = timed(
+        lambda: generation.generate_records(merged, tokenizer, questions, NEW, prompt=prompt)
+    )
     rates = results["one_by_one_nf4"]["tokens_s_range"]
     slow = [len(questions) * NEW / rate for rate in rates[::-1]]
     tokens = sum(record.tokens for record in records)
-    return {"questions": len(questions), "tokens_s": round(tokens / seconds), "seconds": round(seconds, 2),
-            "one_by_one_estimate_s": [round(s) for s in slow], "times_as_fast": [round(s / seconds) for s in slow]}
+    return {
+        "questions": len(questions),
+        "tokens_s": round(tokens / seconds),
+        "seconds": round(seconds, 2),
+        "one_by_one_estimate_s": [round(s) for s in slow],
+        "times_as_fast": [round(s / seconds) for s in slow],
+    }
 
 
 @functools.cache
@@ -246,11 +310,20 @@ def real_model():
 
 def float32_equality():
     """Real weights, float32: the answers of ours and of generate()."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(model_path(PROFILES["cpu"]), dtype=torch.float32).to(DEVICE).eval()
+    model = (
+        transformers.AutoModelForCausalLM.from_pretrained(model_path(PROFILES["cpu"]), dtype=torch.float32)
+        .to(DEVICE)
+        .eval()
+    )
     expected, found = plain(model, eos, real, NEW), fast(fast_decode.FastDecoder(model, eos), real, NEW)
     different = [i for i in range(ROWS) if expected[i] != found[i]]
     gaps = [gap_at_first_difference(model, real[i], expected[i], found[i]) for i in different[:8]]
-    return {"questions": ROWS, "equal": ROWS - len(different), "eos_rate": sum(a[-1] == eos for a in expected), "differences": gaps}
+    return {
+        "questions": ROWS,
+        "equal": ROWS - len(different),
+        "eos_rate": sum(a[-1] == eos for a in expected),
+        "differences": gaps,
+    }
 
 
 def bfloat16_agreement():
@@ -260,9 +333,15 @@ def bfloat16_agreement():
     short = min(new, 16)
     halves = plain(model, eos, real[:half], short) + plain(model, eos, real[half:], short)
     equal = sum(a == b for a, b in zip(expected, found, strict=True))
-    return {"first_16_equal": first_tokens_equal(expected, found), "answers_equal": equal, "questions": ROWS, "new_tokens": new,
-            "generate_in_half_batches": first_tokens_equal(expected, halves),
-            "generate_in_torch_order": first_tokens_equal(expected, plain(model, eos, real, short, None)), "dtype": str(model.dtype)}
+    return {
+        "first_16_equal": first_tokens_equal(expected, found),
+        "answers_equal": equal,
+        "questions": ROWS,
+        "new_tokens": new,
+        "generate_in_half_batches": first_tokens_equal(expected, halves),
+        "generate_in_torch_order": first_tokens_equal(expected, plain(model, eos, real, short, None)),
+        "dtype": str(model.dtype),
+    }
 
 
 def real_questions():
@@ -270,9 +349,14 @@ def real_questions():
     seconds, records = timed(lambda: generation.generate_records(real_model(), tokenizer, questions, NEW))
     with mock.patch.object(fast_decode, "CHECK_STEPS", NEW):
         staying, _ = timed(lambda: generation.generate_records(real_model(), tokenizer, questions, NEW))
-    return {"questions": len(records), "seconds": round(seconds, 2), "seconds_without_leaving": round(staying, 2),
-            "tokens_s": round(sum(r.tokens for r in records) / seconds),
-            "eos_rate": sum(r.stopped for r in records), "mean_tokens": round(statistics.mean(r.tokens for r in records), 1)}
+    return {
+        "questions": len(records),
+        "seconds": round(seconds, 2),
+        "seconds_without_leaving": round(staying, 2),
+        "tokens_s": round(sum(r.tokens for r in records) / seconds),
+        "eos_rate": sum(r.stopped for r in records),
+        "mean_tokens": round(statistics.mean(r.tokens for r in records), 1),
+    }
 
 
 start_s = time.perf_counter()
@@ -289,13 +373,22 @@ print(f"prepared after {time.perf_counter() - start_s:.0f} s", flush=True)
 for function in (float32_equality, bfloat16_agreement, real_questions, one_by_one_nf4):
     arm(function)
 merged = load_merged(profile=tiny)
-for function in (fast_decode_merged, all_questions, generate_merged, generate_merged_torch_order, ablation, kernel_profile):
+for function in (
+    fast_decode_merged,
+    all_questions,
+    generate_merged,
+    generate_merged_torch_order,
+    ablation,
+    kernel_profile,
+):
     arm(function)
 
 print(f"\n{describe()}\n")
 for name, found in results.items():
     rate = found.get("tokens_s", "")
-    print(f"{name:28s} {rate:>10} tokens/s  {found['peak_gib']:6.2f} GiB  {found['arm_s']:6.1f} s  {found.get('failed', '')}")
+    print(
+        f"{name:28s} {rate:>10} tokens/s  {found['peak_gib']:6.2f} GiB  {found['arm_s']:6.1f} s  {found.get('failed', '')}"
+    )
 for name in ("float32_equality", "bfloat16_agreement", "all_questions", "ablation"):
     print(name, {key: value for key, value in results[name].items() if key not in ("peak_gib", "arm_s")})
 print(f"Earlier: Unsloth {UNSLOTH_TOKENS_S}, static cache + compile {STATIC_CACHE_TOKENS_S} tokens/s")

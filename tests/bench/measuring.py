@@ -31,7 +31,29 @@ DTYPE = torch.float32 if CPU else torch.bfloat16
 ROWS, CYCLE = (4, 3) if CPU else (32, 8)  # examples a step; different batches, then the first comes again
 SAME_STEPS = 5  # steps whose loss must agree between the arms
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-LENGTHS = [15, 24, 28, 41, 52, 62, 73, 82, 96, 109, 127, 150, 171, 199, 228, 271, 318, 367, 458, 512, 512]  # 0%, 5%, ... 100%
+LENGTHS = [
+    15,
+    24,
+    28,
+    41,
+    52,
+    62,
+    73,
+    82,
+    96,
+    109,
+    127,
+    150,
+    171,
+    199,
+    228,
+    271,
+    318,
+    367,
+    458,
+    512,
+    512,
+]  # 0%, 5%, ... 100%
 PROMPTS = [12, 18, 20, 21, 22, 23, 24, 26, 28, 35, 60]
 
 
@@ -79,8 +101,10 @@ def synchronize() -> None:
 def peak_memory() -> dict:
     if CPU:
         return {"peak_gib": 0.0, "reserved_gib": 0.0}
-    return {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-            "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2)}
+    return {
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
+    }
 
 
 def make_examples(count: int, cap: int = 512) -> list[dict]:
@@ -110,7 +134,9 @@ def set_adapter(model) -> None:
     """LoRA's usual start, A uniform and B zero, the same numbers in every arm and library."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for _, parameter in sorted((n[n.index("layers."):], p) for n, p in model.named_parameters() if "lora_A" in n):
+        for _, parameter in sorted(
+            (n[n.index("layers.") :], p) for n, p in model.named_parameters() if "lora_A" in n
+        ):
             draw = torch.rand(parameter.shape, generator=generator) * 2 - 1
             parameter.copy_(draw / math.sqrt(parameter.shape[1]))
 
@@ -135,19 +161,41 @@ class Clock(TrainerCallback):
             self.events.append(torch.cuda.Event(enable_timing=True))
             self.events[-1].record()
 
-    def row(self, arm: str, trainer, examples: list[dict], rows: int, per_device_train_batch_size: int, checkpointing: bool = False) -> dict:
+    def row(
+        self,
+        arm: str,
+        trainer,
+        examples: list[dict],
+        rows: int,
+        per_device_train_batch_size: int,
+        checkpointing: bool = False,
+    ) -> dict:
         """What has been measured: real tokens, without padding, by the wall clock; `tokens_s_10_50_90` are single steps."""
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
-        tokens = [sum(len(example["input_ids"]) for example in examples[i * rows:(i + 1) * rows]) for i in range(self.steps)]
-        timed, wall_s = tokens[self.warm:], self.walls[1] - self.walls[0]
-        spans = [a.elapsed_time(b) for a, b in itertools.pairwise(self.events[self.warm - 1:])] or [1e3 * wall_s / len(timed)] * len(timed)
+        tokens = [
+            sum(len(example["input_ids"]) for example in examples[i * rows : (i + 1) * rows])
+            for i in range(self.steps)
+        ]
+        timed, wall_s = tokens[self.warm :], self.walls[1] - self.walls[0]
+        spans = [a.elapsed_time(b) for a, b in itertools.pairwise(self.events[self.warm - 1 :])] or [
+            1e3 * wall_s / len(timed)
+        ] * len(timed)
         rates = sorted(1e3 * n / span for n, span in zip(timed, spans, strict=True))
         at = [len(rates) // 10, len(rates) // 2, -(len(rates) // 10) - 1]
-        row = dict(arm=arm, job=NAME, tokens_s=round(sum(timed) / wall_s), tokens_s_10_50_90=[round(rates[i]) for i in at],
-                   examples_s=round(rows * len(timed) / wall_s, 1), step_ms=round(1e3 * wall_s / len(timed), 2),
-                   tokens_a_step=round(statistics.mean(timed)), timed_steps=len(timed), per_device_train_batch_size=per_device_train_batch_size,
-                   losses=[round(float(e["loss"]), 5) for e in log][:SAME_STEPS],
-                   norms=[round(float(e["grad_norm"]), 5) for e in log][:SAME_STEPS], **peak_memory())
+        row = dict(
+            arm=arm,
+            job=NAME,
+            tokens_s=round(sum(timed) / wall_s),
+            tokens_s_10_50_90=[round(rates[i]) for i in at],
+            examples_s=round(rows * len(timed) / wall_s, 1),
+            step_ms=round(1e3 * wall_s / len(timed), 2),
+            tokens_a_step=round(statistics.mean(timed)),
+            timed_steps=len(timed),
+            per_device_train_batch_size=per_device_train_batch_size,
+            losses=[round(float(e["loss"]), 5) for e in log][:SAME_STEPS],
+            norms=[round(float(e["grad_norm"]), 5) for e in log][:SAME_STEPS],
+            **peak_memory(),
+        )
         machine = json.loads((WORK / "prepare.jsonl").read_text().splitlines()[0])
         if "matmul_tflops" in machine:
             flop = machine["flop_a_token"] * (1.5 if checkpointing else 1)

@@ -43,12 +43,33 @@ LONG, SHORT = ((7, 6), (2, 1)) if CPU else ((8 * CYCLE, 2 * CYCLE), (6 * CYCLE, 
 
 # ---------------------------------------------------------------- the model and the machine
 
+
 def prepare() -> None:
     """Save the random model once, with a tokenizer because Unsloth wants one, and measure the two ceilings."""
-    sizes = (64, 2, 4, 2, 96, 96) if CPU else (576, 30, 9, 3, 1536, 49_152) if SMALL else (2048, 22, 32, 4, 5632, 32_000)
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
-    config = LlamaConfig(**dict(zip(names, sizes, strict=True)), max_position_embeddings=2048, rms_norm_eps=1e-5, bos_token_id=1,
-                         eos_token_id=2, pad_token_id=3, tie_word_embeddings=SMALL)
+    sizes = (
+        (64, 2, 4, 2, 96, 96)
+        if CPU
+        else (576, 30, 9, 3, 1536, 49_152)
+        if SMALL
+        else (2048, 22, 32, 4, 5632, 32_000)
+    )
+    names = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "intermediate_size",
+        "vocab_size",
+    )
+    config = LlamaConfig(
+        **dict(zip(names, sizes, strict=True)),
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+        tie_word_embeddings=SMALL,
+    )
     torch.manual_seed(0)
     with torch.device(DEVICE):
         model = LlamaForCausalLM(config).to(DTYPE)
@@ -62,20 +83,38 @@ def prepare() -> None:
     ceilings = {"gpu": "cpu"}
     m.wait_for("quiet")  # the others have imported
     if not CPU:
-        ceilings = {"gpu": torch.cuda.get_device_name(), "matmul_tflops": matmul_ceiling(), "copy_tb_s": copy_ceiling()}
+        ceilings = {
+            "gpu": torch.cuda.get_device_name(),
+            "matmul_tflops": matmul_ceiling(),
+            "copy_tb_s": copy_ceiling(),
+        }
     # a forward pass multiplies each linear weight once (2 operations), the backward pass once more: frozen weights need no gradient
     size = "SmolLM2-135M's" if SMALL else "a tiny" if CPU else "TinyLlama's"
-    record(**ceilings, model=f"{size} configuration, random weights",
-           date=time.strftime("%Y-%m-%d"), versions=versions, flop_a_token=4 * linear, rows=ROWS)
+    record(
+        **ceilings,
+        model=f"{size} configuration, random weights",
+        date=time.strftime("%Y-%m-%d"),
+        versions=versions,
+        flop_a_token=4 * linear,
+        rows=ROWS,
+    )
 
 
 def save_tokenizer(size: int) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
+
     words = ["<unk>", "<s>", "</s>", "<pad>", *(f"w{i}" for i in range(size - 4))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-                                         pad_token="<pad>", model_max_length=2048, padding_side="right").save_pretrained(m.MODEL_DIR)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        model_max_length=2048,
+        padding_side="right",
+    ).save_pretrained(m.MODEL_DIR)
 
 
 def median_ms(function, times: int = 30) -> float:
@@ -104,17 +143,31 @@ def copy_ceiling() -> float:
 
 
 def load_model(targets=ALL_LINEAR, dropout: float = 0.05, dtype=DTYPE):
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
-                                      bnb_4bit_use_double_quant=True)
-    base = AutoModelForCausalLM.from_pretrained(m.MODEL_DIR, quantization_config=quantization, dtype=dtype, device_map={"": DEVICE},
-                                                attn_implementation="sdpa")
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=True,
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        m.MODEL_DIR,
+        quantization_config=quantization,
+        dtype=dtype,
+        device_map={"": DEVICE},
+        attn_implementation="sdpa",
+    )
     base.config.use_cache = False
     return add_adapter(base, targets, dropout)
 
 
 def add_adapter(base, targets=ALL_LINEAR, dropout: float = 0.05):
     torch.manual_seed(42)
-    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        base,
+        LoraConfig(
+            r=8, lora_alpha=16, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM"
+        ),
+    )
     m.set_adapter(model)
     return model
 
@@ -130,11 +183,15 @@ def renew(model, targets=ALL_LINEAR, dropout: float = 0.05):
 
 # ---------------------------------------------------------------- one arm
 
+
 def pad(examples: list[dict], width: int | None = None) -> dict:
     width = width or math.ceil(max(len(example["input_ids"]) for example in examples) / 8) * 8
     fill = {"input_ids": 3, "labels": -100, "attention_mask": 0}
     rows = [{**example, "attention_mask": [1] * len(example["input_ids"])} for example in examples]
-    return {key: torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows]) for key, value in fill.items()}
+    return {
+        key: torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
+        for key, value in fill.items()
+    }
 
 
 class SequentialTrainer(Trainer):
@@ -143,25 +200,64 @@ class SequentialTrainer(Trainer):
 
 
 def plan_for(path: str, per_device_train_batch_size: int = ROWS, keep_weights: bool = True, rows: int = ROWS):
-    return planning.TrainingPlan(path, DTYPE, per_device_train_batch_size, rows // per_device_train_batch_size, keep_weights, "as the benchmark says")
+    return planning.TrainingPlan(
+        path,
+        DTYPE,
+        per_device_train_batch_size,
+        rows // per_device_train_batch_size,
+        keep_weights,
+        "as the benchmark says",
+    )
 
 
-def train(model, plan, arm: str, steps: int, warm: int, cap: int = 512, cycle: int = CYCLE, checkpointing: bool = False,
-          width: int | None = None, about: dict | None = None, **extra) -> None:
+def train(
+    model,
+    plan,
+    arm: str,
+    steps: int,
+    warm: int,
+    cap: int = 512,
+    cycle: int = CYCLE,
+    checkpointing: bool = False,
+    width: int | None = None,
+    about: dict | None = None,
+    **extra,
+) -> None:
     """Train `steps` steps, time those after `warm` and record the arm's row."""
     rows = plan.per_device_train_batch_size * plan.gradient_accumulation_steps
     data = m.training_examples(steps, rows, cap, cycle)
-    arguments = dict(max_steps=steps, learning_rate=2e-4, lr_scheduler_type="constant", logging_steps=10, save_strategy="no",
-                     report_to=[], remove_unused_columns=False, disable_tqdm=True, use_cpu=CPU, seed=42, label_names=["labels"],
-                     gradient_checkpointing=checkpointing, **plan.trainer_arguments())
+    arguments = dict(
+        max_steps=steps,
+        learning_rate=2e-4,
+        lr_scheduler_type="constant",
+        logging_steps=10,
+        save_strategy="no",
+        report_to=[],
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        use_cpu=CPU,
+        seed=42,
+        label_names=["labels"],
+        gradient_checkpointing=checkpointing,
+        **plan.trainer_arguments(),
+    )
     if checkpointing:
         arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     if CPU:
-        arguments |= {"dataloader_num_workers": 0, "dataloader_pin_memory": False, "accelerator_config": {"non_blocking": False}}
+        arguments |= {
+            "dataloader_num_workers": 0,
+            "dataloader_pin_memory": False,
+            "accelerator_config": {"non_blocking": False},
+        }
     clock = m.Clock(steps, warm)
     with graph_times() as times:
-        trainer = SequentialTrainer(model, TrainingArguments(str(m.WORK / m.NAME), **arguments | extra), train_dataset=data,
-                                    data_collator=plan.collator(functools.partial(pad, width=width)), callbacks=[clock])
+        trainer = SequentialTrainer(
+            model,
+            TrainingArguments(str(m.WORK / m.NAME), **arguments | extra),
+            train_dataset=data,
+            data_collator=plan.collator(functools.partial(pad, width=width)),
+            callbacks=[clock],
+        )
         trainer.train()
     row = clock.row(arm, trainer, data, rows, plan.per_device_train_batch_size, checkpointing) | (about or {})
     if plan.path == "fast" and not CPU:
@@ -206,9 +302,14 @@ def graph_times():
 
 def graph_row(times: dict, timed_passes: int) -> dict:
     """The pass's own time in a step (the rest is the optimizer, the Trainer and waiting for them) and what recordings cost."""
-    row = {"pass_ms": round(statistics.median(a.elapsed_time(b) for a, b in times["passes"][-timed_passes:]), 2)}
+    row = {
+        "pass_ms": round(statistics.median(a.elapsed_time(b) for a, b in times["passes"][-timed_passes:]), 2)
+    }
     if times["record_s"]:
-        row |= {"recordings": len(times["record_s"]), "record_ms": round(1e3 * statistics.median(times["record_s"]), 1)}
+        row |= {
+            "recordings": len(times["record_s"]),
+            "record_ms": round(1e3 * statistics.median(times["record_s"]), 1),
+        }
     return row
 
 
@@ -216,7 +317,7 @@ def count_recordings(steps: int) -> int:
     """How many graphs FastStep.replay records in `steps` steps of different batches: a larger size than before drops the others."""
     data, known, largest, count = m.make_examples(steps * ROWS), set(), 0, 0
     for i in range(0, len(data), ROWS):
-        size = -(-sum(len(example["input_ids"]) for example in data[i:i + ROWS]) // fast_train.BUCKET)
+        size = -(-sum(len(example["input_ids"]) for example in data[i : i + ROWS]) // fast_train.BUCKET)
         known = set() if size > largest else known
         largest, count = max(largest, size), count + (size not in known)
         known.add(size)
@@ -225,21 +326,36 @@ def count_recordings(steps: int) -> int:
 
 # ---------------------------------------------------------------- the jobs
 
+
 def run_padded() -> None:
     model = load_model(dropout=0.0)
     with guarded("padded, dropout 0"):
         train(model, plan_for("padded", ROWS // 4), "padded, dropout 0", 6, 5)
     model = renew(model, dropout=0.0)
     with guarded("padded to 512, dropout 0"):
-        train(model, plan_for("padded", ROWS // 8 or 1), "padded to 512, dropout 0", 6, 5, width=512, checkpointing=True)
+        train(
+            model,
+            plan_for("padded", ROWS // 8 or 1),
+            "padded to 512, dropout 0",
+            6,
+            5,
+            width=512,
+            checkpointing=True,
+        )
     model = renew(model)
     steps = (7, 6) if CPU else (7, 2)
     with guarded("padded"):
         train(model, plan_for("padded", ROWS // 4), "padded", *steps, checkpointing=True)
     model = renew(model)
     with guarded("padded to 512"):
-        train(model, plan_for("padded", ROWS // 8 or 1), "padded to 512", *(steps if CPU else (5, 1)), width=None if CPU else 512,
-              checkpointing=True)
+        train(
+            model,
+            plan_for("padded", ROWS // 8 or 1),
+            "padded to 512",
+            *(steps if CPU else (5, 1)),
+            width=None if CPU else 512,
+            checkpointing=True,
+        )
 
 
 def run_flattened() -> None:
@@ -259,13 +375,25 @@ def run_flattened() -> None:
 
 def varlen_on_cpu(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, **_):
     heads = [states[0].transpose(0, 1) for states in (query, key, value)]
-    out = [scaled_dot_product_attention(*(s[a:b].transpose(0, 1)[None] for s in heads), is_causal=True, scale=scaling,
-                                        enable_gqa=True)[0].transpose(0, 1) for a, b in itertools.pairwise(cu_seq_lens_q.tolist())]
+    out = [
+        scaled_dot_product_attention(
+            *(s[a:b].transpose(0, 1)[None] for s in heads), is_causal=True, scale=scaling, enable_gqa=True
+        )[0].transpose(0, 1)
+        for a, b in itertools.pairwise(cu_seq_lens_q.tolist())
+    ]
     return torch.cat(out)[None], None
 
 
-def fast_arm(name: str, model=None, steps=SHORT, targets=ALL_LINEAR, dropout: float = 0.05, keep_weights: bool = True,
-             per_device_train_batch_size: int = ROWS, **extra):
+def fast_arm(
+    name: str,
+    model=None,
+    steps=SHORT,
+    targets=ALL_LINEAR,
+    dropout: float = 0.05,
+    keep_weights: bool = True,
+    per_device_train_batch_size: int = ROWS,
+    **extra,
+):
     """Train one arm of the fast path on a new adapter; returns the model for the next one."""
     model = load_model(targets, dropout) if model is None else renew(model, targets, dropout)
     with guarded(name):
@@ -321,7 +449,10 @@ def forward_with_separate_b(self, mode, source, rstd, norm, training, seed, plai
         return plain(self, mode, source, rstd, norm, training, seed)
 
     def split_matmul(x, w):
-        return matmul(x[:, :self.width], w[:self.width]).addmm_(x[:, self.width:].contiguous(), weight[:, self.width:].t())
+        return matmul(x[:, : self.width], w[: self.width]).addmm_(
+            x[:, self.width :].contiguous(), weight[:, self.width :].t()
+        )
+
     with patched(torch.Tensor, "__matmul__", split_matmul):
         return plain(self, mode, source, rstd, norm, training, seed)
 
@@ -332,8 +463,13 @@ def torch_answer_loss(self, hidden, delta, batch, need_grad):
     h = (hidden + delta).requires_grad_()
     with torch.enable_grad():
         x = h.float()
-        x = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + model.config.rms_norm_eps)).to(h.dtype) * model.model.norm.weight
-        loss = cross_entropy((x @ model.lm_head.weight.t()).float(), batch.targets, reduction="sum") * batch.scale.sum()
+        x = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + model.config.rms_norm_eps)).to(
+            h.dtype
+        ) * model.model.norm.weight
+        loss = (
+            cross_entropy((x @ model.lm_head.weight.t()).float(), batch.targets, reduction="sum")
+            * batch.scale.sum()
+        )
     return loss.detach(), torch.autograd.grad(loss, h)[0] if need_grad else None
 
 
@@ -342,21 +478,38 @@ def run_growth() -> None:
     model = load_model()
     steps, cycle = (SHORT, 1) if CPU else ((16, 8), 4)
     for cap, rows in [(12, ROWS)] if CPU else itertools.product((256, 512, 1024), (8, 16, 32, 64)):
-        tokens = [sum(len(example["input_ids"]) for example in m.make_examples(cycle * rows, cap)[i * rows:(i + 1) * rows])
-                  for i in range(cycle)]
+        tokens = [
+            sum(
+                len(example["input_ids"])
+                for example in m.make_examples(cycle * rows, cap)[i * rows : (i + 1) * rows]
+            )
+            for i in range(cycle)
+        ]
         filled = sum(-(-n // fast_train.BUCKET) * fast_train.BUCKET for n in tokens) / sum(tokens) - 1
         with guarded(f"growth {rows} {cap}"):
             model = renew(model)
             fast_train.install_fast_layers(model)
-            train(model, plan_for("fast", rows, rows=rows), f"growth: {rows} examples, {cap} tokens", *steps, cap=cap, cycle=cycle,
-                  about={"growth_examples": rows, "growth_tokens": cap, "filled": round(filled, 3)})
+            train(
+                model,
+                plan_for("fast", rows, rows=rows),
+                f"growth: {rows} examples, {cap} tokens",
+                *steps,
+                cap=cap,
+                cycle=cycle,
+                about={"growth_examples": rows, "growth_tokens": cap, "filled": round(filled, 3)},
+            )
 
 
 def run_memory() -> None:
     """Planned settings with the allocator capped to smaller GPUs' memory, every row at full length: the worst batch there is."""
     total = 1e9 if CPU else torch.cuda.get_device_properties(0).total_memory
     model = None
-    for gpu, limit, path in (("T4", 15e9, "padded"), ("L4", 22e9, "fast"), ("A100", 40e9, "fast"), ("this GPU", total, "fast")):
+    for gpu, limit, path in (
+        ("T4", 15e9, "padded"),
+        ("L4", 22e9, "fast"),
+        ("A100", 40e9, "fast"),
+        ("this GPU", total, "fast"),
+    ):
         dtype = torch.float16 if gpu == "T4" and not CPU else DTYPE
         for tokens in (512, 1024):
             with guarded(f"memory {gpu} {tokens}"):
@@ -370,17 +523,30 @@ def run_memory() -> None:
                 settings = {}
                 if not CPU:
                     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
-                    settings = dict(path=path, dtype=dtype, free_bytes=int(limit - torch.cuda.memory_allocated()))
+                    settings = dict(
+                        path=path, dtype=dtype, free_bytes=int(limit - torch.cuda.memory_allocated())
+                    )
                 plan = planning.plan_training(model, ROWS, tokens, **settings)
                 row = full_length_steps(model, plan, tokens)
-                record(memory=gpu, limit_gb=round(limit / 1e9, 1), tokens=tokens, path=plan.path, per_device_train_batch_size=plan.per_device_train_batch_size,
-                       keep_weights=plan.keep_weights, dtype=str(dtype), why=plan.why, **row)
+                record(
+                    memory=gpu,
+                    limit_gb=round(limit / 1e9, 1),
+                    tokens=tokens,
+                    path=plan.path,
+                    per_device_train_batch_size=plan.per_device_train_batch_size,
+                    keep_weights=plan.keep_weights,
+                    dtype=str(dtype),
+                    why=plan.why,
+                    **row,
+                )
 
 
 def full_length_steps(model, plan, tokens: int) -> dict:
     """Peak memory of steps whose rows all have full length; as many rows at a time as planned."""
     ids = [5] * (12 if CPU else tokens)
-    batch = plan.collator(pad)([{"input_ids": ids, "labels": [-100] * 4 + ids[4:]}] * plan.per_device_train_batch_size)
+    batch = plan.collator(pad)(
+        [{"input_ids": ids, "labels": [-100] * 4 + ids[4:]}] * plan.per_device_train_batch_size
+    )
     batch = {k: v.to(DEVICE) if torch.is_tensor(v) else v for k, v in batch.items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     if not CPU:
@@ -396,17 +562,25 @@ def full_length_steps(model, plan, tokens: int) -> dict:
 
 # ---------------------------------------------------------------- checks
 
+
 def check_numbers(model) -> None:
     """Kept weights bit for bit; gradients of both paths against float32, with a B that is not zero."""
     from bitsandbytes.functional import dequantize_4bit
+
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     fast_train.install_fast_layers(model)
     layers = model.get_base_model().forward.args[1].layers
-    equal = all(torch.equal(group.kept[rows, :group.width], dequantize_4bit(base.weight.data, base.weight.quant_state))
-                for layer in layers for group in layer.groups for rows, base in zip(group.rows, group.bases, strict=True))
+    equal = all(
+        torch.equal(
+            group.kept[rows, : group.width], dequantize_4bit(base.weight.data, base.weight.quant_state)
+        )
+        for layer in layers
+        for group in layer.groups
+        for rows, base in zip(group.rows, group.bases, strict=True)
+    )
     record(check="kept weights equal bitsandbytes' bit for bit", ok=equal)
     examples = m.make_examples(4)
     batch = flat_batch(examples)
@@ -422,7 +596,10 @@ def check_numbers(model) -> None:
 
 
 def flat_batch(examples: list[dict]) -> dict:
-    return {key: value.to(DEVICE) if torch.is_tensor(value) else value for key, value in planning.FlatCollator()(examples).items()}
+    return {
+        key: value.to(DEVICE) if torch.is_tensor(value) else value
+        for key, value in planning.FlatCollator()(examples).items()
+    }
 
 
 def gradients(model, batch, dtype):
@@ -431,13 +608,18 @@ def gradients(model, batch, dtype):
     with torch.autocast(DEVICE, dtype, enabled=dtype == torch.bfloat16):
         loss = model(**batch).loss
     loss.backward()
-    found = {re.sub(r".*layers", "layers", n): p.grad.float().clone() for n, p in model.named_parameters() if p.requires_grad}
+    found = {
+        re.sub(r".*layers", "layers", n): p.grad.float().clone()
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
     return loss.item(), found
 
 
 def to_float32(model):
     """A float32 copy of the dequantised model with the same adapter."""
     from bitsandbytes.functional import dequantize_4bit
+
     state = {}
     for name, module in model.get_base_model().named_modules():
         weight = getattr(module, "weight", None)
@@ -446,7 +628,11 @@ def to_float32(model):
             weight = weight.data if quantised is None else dequantize_4bit(weight.data, quantised)
             state[name.replace(".base_layer", "") + ".weight"] = weight.float()
     with torch.device(DEVICE):
-        settings = {k: v for k, v in model.get_base_model().config.to_dict().items() if k not in ("quantization_config", "dtype")}
+        settings = {
+            k: v
+            for k, v in model.get_base_model().config.to_dict().items()
+            if k not in ("quantization_config", "dtype")
+        }
         exact = LlamaForCausalLM(LlamaConfig.from_dict(settings))
     exact.load_state_dict(state, strict=False)
     exact = add_adapter(exact.float(), dropout=0.0)
@@ -457,28 +643,54 @@ def to_float32(model):
 def profile(model) -> None:
     """Where the GPU's time goes in three steps of the fast path."""
     from torch.profiler import ProfilerActivity
+
     fast_train.install_fast_layers(model)
     batch = flat_batch(m.make_examples(ROWS))
     for _ in range(3):
         gradients(model, batch, DTYPE)
     m.synchronize()
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU] + ([] if CPU else [ProfilerActivity.CUDA])) as profiler:
+    with torch.profiler.profile(
+        activities=[ProfilerActivity.CPU] + ([] if CPU else [ProfilerActivity.CUDA])
+    ) as profiler:
         for _ in range(3):
             gradients(model, batch, DTYPE)
         m.synchronize()
     cpu = torch.autograd.DeviceType.CPU
-    events = [e for e in profiler.key_averages() if getattr(e, "self_device_time_total", 0) > 0 and e.device_type != cpu]
+    events = [
+        e
+        for e in profiler.key_averages()
+        if getattr(e, "self_device_time_total", 0) > 0 and e.device_type != cpu
+    ]
     events.sort(key=lambda e: -e.self_device_time_total)
-    record(profile=[f"{e.self_device_time_total / 3e3:9.3f} ms  {e.count / 3:6.0f} x  {e.key[:110]}" for e in events[:30]],
-           busy_ms=round(sum(e.self_device_time_total for e in events) / 3e3, 2), tokens=batch["input_ids"].numel())
+    record(
+        profile=[
+            f"{e.self_device_time_total / 3e3:9.3f} ms  {e.count / 3:6.0f} x  {e.key[:110]}"
+            for e in events[:30]
+        ],
+        busy_ms=round(sum(e.self_device_time_total for e in events) / 3e3, 2),
+        tokens=batch["input_ids"].numel(),
+    )
 
 
 if CPU:
     from test_fast_train import attend_backward_on_cpu, attend_on_cpu
 
-    fast_train.DecoderLayer.attend, fast_train.DecoderLayer.attend_backward = attend_on_cpu, attend_backward_on_cpu
-JOBS = {"prepare": prepare, "padded": run_padded, "padding_free": run_flattened, "fast": run_fast, "settings": run_settings, "nf4": run_nf4,
-        "nf4_16": run_nf4_16, "ablation": run_ablation, "growth": run_growth, "memory": run_memory}
+    fast_train.DecoderLayer.attend, fast_train.DecoderLayer.attend_backward = (
+        attend_on_cpu,
+        attend_backward_on_cpu,
+    )
+JOBS = {
+    "prepare": prepare,
+    "padded": run_padded,
+    "padding_free": run_flattened,
+    "fast": run_fast,
+    "settings": run_settings,
+    "nf4": run_nf4,
+    "nf4_16": run_nf4_16,
+    "ablation": run_ablation,
+    "growth": run_growth,
+    "memory": run_memory,
+}
 m.wait_for_turn()
 with guarded(m.NAME):
     JOBS[m.NAME.split(".")[0]]()

@@ -35,8 +35,13 @@ def demo_server(tmp_path_factory):
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "demo.log"
     with open(log, "w") as output:
-        server = subprocess.Popen([sys.executable, "-m", "medqa_lib.demo", "--port", str(port)], cwd=ROOT, env=environment, stdout=output,
-                                  stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "medqa_lib.demo", "--port", str(port)],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
     try:
         for _ in range(600):
             if "Running on local URL" in log.read_text() or server.poll() is not None:

@@ -42,7 +42,9 @@ def test_fifty_clients_get_their_own_answer_or_a_clear_busy(demo_server):
     elapsed = time.perf_counter() - start
     answered = [i for i in range(CLIENTS) if not isinstance(found[i], Exception)]
     busy = [error for error in found if isinstance(error, Exception)]
-    print(f"{len(answered)} answered, {len(busy)} busy in {elapsed:.1f} s; memory {before:.0f} -> {max(peak):.0f} MB")
+    print(
+        f"{len(answered)} answered, {len(busy)} busy in {elapsed:.1f} s; memory {before:.0f} -> {max(peak):.0f} MB"
+    )
     assert len(answered) >= RUNNING + WAITING // 2
     assert {str(error) for error in busy} <= {"Queue is full! Please try again."}, set(map(repr, busy))
     smoke = (demo_server.home / "adapters" / "smoke-llama").exists()

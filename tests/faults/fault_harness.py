@@ -16,7 +16,9 @@ SAVE_EVERY = 2
 STEPS = 16  # of the smoke profile with this divisor: long enough to be interrupted anywhere
 STEP_DIVISOR = 25
 
-os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["fault_preload"])
 
@@ -32,7 +34,12 @@ class Training:
     def __init__(self, home, scratch=None, fault=None, environment=None):
         self.home, self.scratch = Path(home), Path(scratch) if scratch else None
         self.log = self.home.parent / f"{self.home.name}-{time.monotonic_ns()}.log"
-        variables = {"MEDQA_PROFILE": "smoke", "MEDQA_HOME": str(home), "OMP_NUM_THREADS": "1", **(environment or {})}
+        variables = {
+            "MEDQA_PROFILE": "smoke",
+            "MEDQA_HOME": str(home),
+            "OMP_NUM_THREADS": "1",
+            **(environment or {}),
+        }
         if scratch:
             variables["MEDQA_SCRATCH"] = str(scratch)
         self.process = _context.Process(target=_train, args=(variables, str(self.log), fault))
@@ -107,7 +114,11 @@ def _train(variables, log, fault):
     config.PROFILES["smoke"] = dataclasses.replace(config.PROFILES["smoke"], step_divisor=STEP_DIVISOR)
     if fault:
         fault()
-    before(training.CheckpointSession, "on_step_end", lambda session, args, state, *_, **__: print(f"\nSTEP {state.global_step}"))
+    before(
+        training.CheckpointSession,
+        "on_step_end",
+        lambda session, args, state, *_, **__: print(f"\nSTEP {state.global_step}"),
+    )
     sys.argv = ["medqa_lib.training.run", EXPERIMENT]
     training.main()
 

@@ -31,7 +31,11 @@ def nth_call(n, action):
 def at_step(step, action):
     from medqa_lib.training.run import CheckpointSession
 
-    before(CheckpointSession, "on_step_end", lambda session, args, state, *rest, **kw: action() if state.global_step == step else None)
+    before(
+        CheckpointSession,
+        "on_step_end",
+        lambda session, args, state, *rest, **kw: action() if state.global_step == step else None,
+    )
 
 
 def kill_in_a_step():
@@ -43,7 +47,9 @@ def kill_in_a_step():
 def kill_in_a_save():
     from medqa_lib.training.trainer import AnswerTrainer
 
-    before(AnswerTrainer, "_save_optimizer_and_scheduler", nth_call(3, die))  # the adapter is written, the rest is not
+    before(
+        AnswerTrainer, "_save_optimizer_and_scheduler", nth_call(3, die)
+    )  # the adapter is written, the rest is not
 
 
 def kill_before_a_manifest():
@@ -72,7 +78,9 @@ def kill_in_the_pruning():
 def kill_in_validation():
     from medqa_lib.training.trainer import AnswerTrainer
 
-    before(AnswerTrainer, "log", nth_call(5, die))  # the validation loss of step 4 is known, its checkpoint is not saved
+    before(
+        AnswerTrainer, "log", nth_call(5, die)
+    )  # the validation loss of step 4 is known, its checkpoint is not saved
 
 
 def kill_in_the_answers():
@@ -93,8 +101,16 @@ def kill_in_the_adapter_save():
     before(peft.PeftModel, "save_pretrained", after_training)
 
 
-SELF_KILLS = [kill_in_a_step, kill_in_a_save, kill_before_a_manifest, kill_in_the_copy, kill_in_the_pruning, kill_in_validation,
-              kill_in_the_adapter_save, kill_in_the_answers]
+SELF_KILLS = [
+    kill_in_a_step,
+    kill_in_a_save,
+    kill_before_a_manifest,
+    kill_in_the_copy,
+    kill_in_the_pruning,
+    kill_in_validation,
+    kill_in_the_adapter_save,
+    kill_in_the_answers,
+]
 
 
 def fill_disk(folder):
@@ -131,6 +147,7 @@ def rename_at_steps(moves):
 
 def wait_at_step_1(path):
     """Go on when `path` exists; after half an hour in any case, so that no test leaves a process behind."""
+
     def wait():
         end = time.monotonic() + 1800
         while not path.exists() and time.monotonic() < end:

@@ -83,7 +83,9 @@ def test_sigkill_at_a_chosen_moment_ends_in_the_same_adapter(tmp_path, uninterru
 
 def test_sigkill_again_and_again_still_ends_in_the_same_adapter(tmp_path, uninterrupted):
     for step in (1, 3, 6, 7, 11, 15):
-        run = Training(tmp_path / "home", fault=functools.partial(fault_injection.at_step, step, fault_injection.die))
+        run = Training(
+            tmp_path / "home", fault=functools.partial(fault_injection.at_step, step, fault_injection.die)
+        )
         assert run.wait() == -signal.SIGKILL and run.steps[-1] == step
     resume_and_compare(run, uninterrupted)
 
@@ -102,12 +104,21 @@ def damage(checkpoint, kind):
 
 @pytest.mark.parametrize("kind", ["truncated", "flipped byte", "missing"])
 def test_damaged_newest_checkpoint_is_skipped_with_the_reason(tmp_path, uninterrupted, kind):
-    run = Training(tmp_path / "home", fault=functools.partial(fault_injection.at_step, 7, fault_injection.die))
+    run = Training(
+        tmp_path / "home", fault=functools.partial(fault_injection.at_step, 7, fault_injection.die)
+    )
     run.wait()
     damage(checkpoint_dir(tmp_path / "home") / "checkpoint-6", kind)
     resumed = run_to_end(run.home)
-    reason = {"truncated": "bytes, expected", "flipped byte": "does not match its SHA-256", "missing": "is missing"}[kind]
-    assert "Skipped" in resumed.output and f"checkpoint-6: optimizer.pt {'has' if kind == 'truncated' else ''}".strip() in resumed.output
+    reason = {
+        "truncated": "bytes, expected",
+        "flipped byte": "does not match its SHA-256",
+        "missing": "is missing",
+    }[kind]
+    assert (
+        "Skipped" in resumed.output
+        and f"checkpoint-6: optimizer.pt {'has' if kind == 'truncated' else ''}".strip() in resumed.output
+    )
     assert reason in resumed.output and resumed.resumed_from == 4
     assert_same_end(resumed, uninterrupted)
 
@@ -118,7 +129,12 @@ def small_disk(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], check=True, capture_output=True, text=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"cannot mount a small tmpfs: {getattr(error, 'stderr', None) or error}")
     yield folder
@@ -127,9 +143,16 @@ def small_disk(tmp_path):
 
 
 def test_full_disk_while_saving_is_explained_and_resumed(tmp_path, small_disk, uninterrupted):
-    run = Training(tmp_path / "home", scratch=small_disk, fault=functools.partial(fault_injection.fill_disk_at_step_3, small_disk))
+    run = Training(
+        tmp_path / "home",
+        scratch=small_disk,
+        fault=functools.partial(fault_injection.fill_disk_at_step_3, small_disk),
+    )
     assert run.wait() == 1
-    assert "CheckpointError: Saving a checkpoint" in run.output and "make room there and start again" in run.output
+    assert (
+        "CheckpointError: Saving a checkpoint" in run.output
+        and "make room there and start again" in run.output
+    )
     assert latest_valid(checkpoint_dir(small_disk))[0].name == "checkpoint-2"
     refused = Training(tmp_path / "home", scratch=small_disk)
     assert refused.wait() == 1 and "Too little disk" in refused.output and refused.steps == []
@@ -156,15 +179,24 @@ def lasting_mount(tmp_path, small_disk):
 
 def test_full_drive_does_not_stop_training_and_is_reported_at_the_end(tmp_path, small_disk, uninterrupted):
     home = lasting_mount(tmp_path, small_disk)
-    run = run_to_end(home, scratch=tmp_path / "scratch", fault=functools.partial(fault_injection.fill_disk_at_step_3, small_disk))
+    run = run_to_end(
+        home,
+        scratch=tmp_path / "scratch",
+        fault=functools.partial(fault_injection.fill_disk_at_step_3, small_disk),
+    )
     assert "WARNING: checkpoint-4 is not on" in run.output and f"lacks checkpoint-{STEPS}" in run.output
     assert_same_end(run, uninterrupted)
 
 
 def test_read_only_drive_is_retried_until_it_takes_the_copy(tmp_path, small_disk, uninterrupted):
     home = lasting_mount(tmp_path, small_disk)
-    commands = {3: ["mount", "-o", "remount,ro", str(small_disk)], 7: ["mount", "-o", "remount,rw", str(small_disk)]}
-    run = run_to_end(home, scratch=tmp_path / "scratch", fault=functools.partial(fault_injection.run_at_steps, commands))
+    commands = {
+        3: ["mount", "-o", "remount,ro", str(small_disk)],
+        7: ["mount", "-o", "remount,rw", str(small_disk)],
+    }
+    run = run_to_end(
+        home, scratch=tmp_path / "scratch", fault=functools.partial(fault_injection.run_at_steps, commands)
+    )
     assert "WARNING: checkpoint-4 is not on" in run.output and "WARNING: checkpoint-8" not in run.output
     assert "NOT SAFE YET" not in run.output
     assert verify(checkpoint_dir(home) / f"checkpoint-{STEPS}") == []
@@ -174,7 +206,9 @@ def test_read_only_drive_is_retried_until_it_takes_the_copy(tmp_path, small_disk
 def test_drive_that_vanishes_for_a_while_does_not_stop_training(tmp_path, uninterrupted):
     home, away = tmp_path / "home", tmp_path / "away"
     moves = {3: (home, away), 9: (away, home)}
-    run = run_to_end(home, scratch=tmp_path / "scratch", fault=functools.partial(fault_injection.rename_at_steps, moves))
+    run = run_to_end(
+        home, scratch=tmp_path / "scratch", fault=functools.partial(fault_injection.rename_at_steps, moves)
+    )
     assert "WARNING: checkpoint-4 is not on" in run.output and "NOT SAFE YET" not in run.output
     assert verify(checkpoint_dir(home) / f"checkpoint-{STEPS}") == []
     assert_same_end(run, uninterrupted)
@@ -182,7 +216,9 @@ def test_drive_that_vanishes_for_a_while_does_not_stop_training(tmp_path, uninte
 
 def test_drive_that_stays_away_costs_no_training_and_no_fake_folder(tmp_path, uninterrupted):
     home, away, scratch = tmp_path / "home", tmp_path / "away", tmp_path / "scratch"
-    run = Training(home, scratch=scratch, fault=functools.partial(fault_injection.rename_at_steps, {3: (home, away)}))
+    run = Training(
+        home, scratch=scratch, fault=functools.partial(fault_injection.rename_at_steps, {3: (home, away)})
+    )
     assert run.wait() == 1 and run.steps[-1] == STEPS
     assert f"lacks checkpoint-{STEPS}" in run.output and "only the evaluation is left to do" in run.output
     assert not home.exists()
@@ -236,14 +272,31 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(tmp_
     run = run_to_end(tmp_path / "home", fault=fault_injection.run_out_of_memory)
     assert "2 rows x 2: 4 did not fit; a step still has 4 rows" in run.output
     mine, theirs = metrics_of(run.home), metrics_of(uninterrupted.home)
-    assert mine["trained_tokens"] == theirs["trained_tokens"] and mine["trained_steps"] == theirs["trained_steps"]
+    assert (
+        mine["trained_tokens"] == theirs["trained_tokens"]
+        and mine["trained_steps"] == theirs["trained_steps"]
+    )
     assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=1e-4)
 
 
 def launch(home, processes=2):
     """As the README gives it; the smoke profile at its own size, 4 steps. Without a GPU accelerate needs --multi_gpu to start several."""
-    several = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
-    command = [sys.executable, *(several if processes > 1 else []), "-m", "medqa_lib.training.run", EXPERIMENT]
+    several = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+        "--main_process_port",
+        "0",
+    ]
+    command = [
+        sys.executable,
+        *(several if processes > 1 else []),
+        "-m",
+        "medqa_lib.training.run",
+        EXPERIMENT,
+    ]
     variables = {**os.environ, "MEDQA_PROFILE": "smoke", "MEDQA_HOME": str(home), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
 
@@ -256,14 +309,20 @@ def test_two_processes_equal_one_save_once_and_resume_from_one(tmp_path):
     one, two = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
     assert (one["loss"] - two["loss"]).abs().max() <= 1e-4
     assert list(one["tokens"]) == list(two["tokens"]) and len(one) == len(two)
-    assert metrics_of(tmp_path / "two")["validation_loss"] == pytest.approx(metrics_of(tmp_path / "one")["validation_loss"], abs=1e-4)
+    assert metrics_of(tmp_path / "two")["validation_loss"] == pytest.approx(
+        metrics_of(tmp_path / "one")["validation_loss"], abs=1e-4
+    )
     assert done["two"].stdout.count("Trainable:") == done["two"].stdout.count("results in") == 1
     last = checkpoint_dir(tmp_path / "two") / "checkpoint-4"
     assert verify(last) == []
-    assert (last / "rng_state_0.pth").exists() and (last / "rng_state_1.pth").exists(), "two processes took part"
+    assert (last / "rng_state_0.pth").exists() and (last / "rng_state_1.pth").exists(), (
+        "two processes took part"
+    )
 
     # Two processes go on from the checkpoint of one, at step 2.
-    shutil.copytree(checkpoint_dir(tmp_path / "one") / "checkpoint-2", checkpoint_dir(tmp_path / "mixed") / "checkpoint-2")
+    shutil.copytree(
+        checkpoint_dir(tmp_path / "one") / "checkpoint-2", checkpoint_dir(tmp_path / "mixed") / "checkpoint-2"
+    )
     mixed = launch(tmp_path / "mixed")
     assert mixed.returncode == 0, mixed.stderr[-3000:]
     assert mixed.stdout.count("Resuming from") == 1 and "checkpoint-2" in mixed.stdout
@@ -274,7 +333,11 @@ def test_two_processes_equal_one_save_once_and_resume_from_one(tmp_path):
     damage(last, "flipped byte")
     again = launch(tmp_path / "two")
     assert again.returncode == 0, again.stderr[-3000:]
-    assert again.stdout.count("Skipped") == 1 and "Resuming from" in again.stdout and "checkpoint-2" in again.stdout
+    assert (
+        again.stdout.count("Skipped") == 1
+        and "Resuming from" in again.stdout
+        and "checkpoint-2" in again.stdout
+    )
     pd.testing.assert_frame_equal(losses_of(tmp_path / "two"), two)
 
 
@@ -290,7 +353,9 @@ def files_with_the_canary(*folders):
 def test_token_is_in_no_file_and_no_output(tmp_path):
     environment = {"HF_TOKEN": CANARY, "HUGGING_FACE_HUB_TOKEN": CANARY}
     run_to_end(tmp_path / "home", scratch=tmp_path / "scratch", environment=environment)
-    killed = Training(tmp_path / "home2", environment=environment, fault=fault_injection.limit_file_size_at_step_3)
+    killed = Training(
+        tmp_path / "home2", environment=environment, fault=fault_injection.limit_file_size_at_step_3
+    )
     assert killed.wait() == 1 and "Traceback" in killed.output
     assert files_with_the_canary(tmp_path) == []
 
@@ -298,16 +363,30 @@ def test_token_is_in_no_file_and_no_output(tmp_path):
 def load_from_a_dead_hub(tmp_path, model):
     """Load tokenizer and base model while nothing answers under the Hub's address."""
     code = "from medqa_lib.model import load_base_model, load_tokenizer; load_tokenizer(); load_base_model(); print('loaded')"
-    variables = {"MEDQA_PROFILE": "gpu", "MEDQA_MODEL": model, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"),
-                 "HF_TOKEN": CANARY, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, timeout=600)
+    variables = {
+        "MEDQA_PROFILE": "gpu",
+        "MEDQA_MODEL": model,
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_TOKEN": CANARY,
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 def test_hub_that_is_gone_before_the_download_is_explained(tmp_path):
     done = load_from_a_dead_hub(tmp_path, "someone/tiny")
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("RuntimeError: 'someone/tiny' could not be loaded") \
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("RuntimeError: 'someone/tiny' could not be loaded")
         and "Check the network" in done.stderr
+    )
     assert CANARY not in done.stdout + done.stderr
 
 
