@@ -1,6 +1,9 @@
 """A tokenizer small enough to work out ids by hand, with what makes Llama 2's tricky; a Hub that does not answer."""
 
+import http.server
 import json
+import threading
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -94,3 +97,36 @@ def cache_roberta(dead_hub):
         return folder
 
     return cache
+
+
+@pytest.fixture
+def web():
+    """A server on 127.0.0.1: `web.answers` is a list of (status, headers, body), the last of which repeats; status 0 hangs up,
+    and a body that is shorter than its Content-Length is cut. `web.url`; `web.log`, one line a request."""
+    web = SimpleNamespace(answers=[], log=[])
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            web.log.append(f"{self.command} {self.path}")
+            status, headers, body = web.answers.pop(0) if len(web.answers) > 1 else web.answers[0]
+            if status:
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(b"" if self.command == "HEAD" else body)
+            self.close_connection = not status or len(body) < int(headers.get("Content-Length", 0))
+
+        do_GET = do_HEAD = do_POST = answer
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    web.url = f"http://127.0.0.1:{server.server_port}"
+    yield web
+    server.shutdown()

@@ -1,0 +1,71 @@
+"""Why a download failed, in words that say what to do, and another try where waiting helps (Hub, Kaggle)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+WAITS = (2.0, 8.0, 20.0)  # seconds before the second, third and fourth try
+LONGEST_WAIT = 60.0  # of what a server may ask for with Retry-After
+CUT = "the download was cut"
+# By name, because requests, urllib3, httpx, zipfile and safetensors each have classes of their own.
+_CUT = {"ChunkedEncodingError", "IncompleteRead", "ProtocolError", "RemoteProtocolError", "RemoteDisconnected", "ReadError", "BadZipFile",
+        "DataCorruptionError", "SafetensorError", "EOFError", "ReadTimeout"}
+_NO_CONNECTION = {"ConnectError", "ConnectTimeout", "NewConnectionError", "ConnectTimeoutError", "ConnectionRefusedError", "gaierror",
+                  "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
+
+
+def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def http_response(error: BaseException):
+    """The HTTP response in the error's chain, or None."""
+    return next((found for one in exception_chain(error) if (found := getattr(one, "response", None)) is not None), None)
+
+
+def hub_reason(error: BaseException, site: str = "the Hub") -> str:
+    """The cause of a failed download in one clause, for example `"too many requests (429)"`."""
+    names, response = [type(one).__name__ for one in exception_chain(error)], http_response(error)
+    status = getattr(response, "status_code", None)
+    if "GatedRepoError" in names or status == 403 or "is a gated dataset" in str(error):
+        return f"needs a login or accepted conditions ({status or 'gated'})"
+    if status == 401 and "authorization" in {name.lower() for name in response.request.headers}:
+        return f"{site} refused the token (401): it is wrong or expired; renew HF_TOKEN, or remove it"
+    if status in (401, 404) or "DatasetNotFoundError" in names:
+        return f"{site} has no such repository or file, or it is private ({status or 404})"
+    if status == 429:
+        return "too many requests (429)"
+    if status is not None:
+        return f"{site} answered {status}"
+    if _CUT.intersection(names) or "Consistency check failed" in str(error):
+        return CUT
+    if _NO_CONNECTION.intersection(names):
+        return f"no connection to {site}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def try_again(fetch: Callable[[], T], what: str, site: str = "the Hub") -> T:
+    """`fetch()`, up to four times if the server is busy (429, 5xx) or the download is cut; a line says why each time.
+
+    Raises:
+        what the last `fetch` raised.
+    """
+    for wait in WAITS:
+        try:
+            return fetch()
+        except Exception as error:
+            reason, response = hub_reason(error, site), http_response(error)
+            status = getattr(response, "status_code", 0)
+            if reason != CUT and status != 429 and status < 500:
+                raise
+            asked = str(response.headers.get("Retry-After", "")) if status else ""
+            wait = min(float(asked), LONGEST_WAIT) if asked.isdigit() else wait
+            print(f"{what}: {reason}. Trying again in {wait:.0f} s.")
+            time.sleep(wait)
+    return fetch()
