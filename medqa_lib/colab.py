@@ -1,18 +1,14 @@
-"""The Colab edge: secrets and Drive. Outside Colab `hf_login` says where the token comes from, and `mount_drive` is `project_dir`.
-
-Nothing here raises for want of a token or of Drive: a notebook goes on with less, and the note says what is missing.
-"""
+"""The Colab edge: the Hub token and Drive. Without them a notebook goes on and says what it lacks."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from medqa_lib.config import home_dir
+from medqa_lib.config import home_dir, read_settings
 
 DRIVE = Path("/content/drive")
-SCRATCH = Path("/content/medqa_scratch")
-TOKEN_NAME = "HF_TOKEN"
+TOKEN = "HF_TOKEN"
 
 
 def in_colab() -> bool:
@@ -20,76 +16,108 @@ def in_colab() -> bool:
     return "COLAB_RELEASE_TAG" in os.environ
 
 
+def show_bold(text: str) -> None:
+    """Print the text, in bold type where the output is a notebook."""
+    try:
+        from IPython import get_ipython
+        from IPython.display import Markdown, display
+
+        if get_ipython() is not None:
+            return display(Markdown(f"**{text}**"))
+    except ImportError:
+        pass
+    print(text)
+
+
 def hf_login() -> str:
-    """Put the Hugging Face token into HF_TOKEN, where every library looks, and say where it came from; never print or store it.
+    """Put the Hugging Face token into HF_TOKEN, where every library looks; never print or store it.
+
+    A token that the Hub refuses (expired, revoked) is put aside: it would block public models, too.
 
     Returns:
-        "Colab secret", "environment", "saved login" (of `hf auth login`, which the libraries read themselves) or "none".
+        "Colab secret", "environment", "saved login" (of `hf auth login`) or "none".
     """
-    token, problem = _read_colab_secret() if in_colab() else ("", "")
+    from huggingface_hub import constants
+
+    token, problem = _read_secret() if in_colab() else ("", "")
     source = "Colab secret" if token else "environment"
-    token = token or os.environ.get(TOKEN_NAME, "").strip()
-    if token:
-        os.environ[TOKEN_NAME] = token
-        print(f"Hugging Face token: {source}")
+    token = token or os.environ.get(TOKEN, "").strip()
+    if not token and Path(constants.HF_TOKEN_PATH).exists():
+        source, token = "saved login", Path(constants.HF_TOKEN_PATH).read_text().strip()
+    if token and (user := _ask_who_owns(token)):
+        os.environ[TOKEN] = token
+        print(f"Hugging Face token: {source}{user}")
         return source
-    if _has_saved_login():
-        print("Hugging Face token: saved login")
-        return "saved login"
-    where = "add the secret HF_TOKEN (key symbol on the left) and grant access" if in_colab() else "set the environment variable HF_TOKEN"
-    print(f"Hugging Face token: none{problem}. All but two things work without it: the gated copy of AfriMed-QA (its open mirror is "
-          f"read instead) and uploads to the Hub. To have them, {where}.")
+    os.environ.pop(TOKEN, None)
+    constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True  # else the libraries look again, and Colab asks again
+    os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"  # the same for processes to come
+    if token:
+        show_bold(f"The Hub refused the token ({source}): it has expired or was revoked. Make a new one at "
+                  "huggingface.co/settings/tokens. This run goes on without a token.")
+    how = "add the secret HF_TOKEN (key symbol on the left)" if in_colab() else "set the variable HF_TOKEN"
+    print(f"Hugging Face token: none{problem}. Two things need one: the gated copy of AfriMed-QA (its open "
+          f"mirror is read instead) and uploads to the Hub. To have them, {how}.")
     return "none"
 
 
-def _read_colab_secret() -> tuple[str, str]:
-    """The token ("" if there is none) and why there is none, without the words of the exception: those are not ours to trust."""
+def _read_secret() -> tuple[str, str]:
+    """The secret ("" if there is none) and why. The exception's text is left out: it may hold the secret."""
     try:
         from google.colab import userdata
 
-        return (userdata.get(TOKEN_NAME) or "").strip(), ""
+        return (userdata.get(TOKEN) or "").strip(), ""
     except Exception as error:  # not found, access not granted, time-out, or no notebook to ask in
         return "", f" ({type(error).__name__} from Colab's secrets)"
 
 
-def _has_saved_login() -> bool:
-    from huggingface_hub import get_token
+def _ask_who_owns(token: str) -> str:
+    """What to print after a token that the Hub accepts; "" if it refuses the token."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return bool(get_token())
-    except Exception:  # an expired login that could not be renewed is none
-        return False
+        return f", user {HfApi().whoami(token)['name']}"
+    except HfHubHTTPError as error:
+        return "" if error.response.status_code == 401 else " (not checked: the Hub did not answer)"
+    except Exception:  # no network
+        return " (not checked: the Hub did not answer)"
 
 
 def mount_drive() -> Path:
-    """In Colab, mount Drive and let MEDQA_HOME be `medqa` on it, so results outlast the runtime. Safe to call again.
+    """In Colab, mount Drive and let MEDQA_HOME be `medqa` on it, so that results outlast the runtime.
 
-    A MEDQA_HOME that is already set wins.
+    Safe to call again. A MEDQA_HOME that is already set wins. Call it before other imports: libraries read
+    where the Hub's cache is (on Drive, if the user has chosen so) when they are imported.
 
     Returns:
         The project folder, as `project_dir` does.
     """
     if in_colab() and "MEDQA_HOME" not in os.environ:
-        if (DRIVE / "MyDrive").is_dir() or _mount():
-            os.environ["MEDQA_HOME"] = str(DRIVE / "MyDrive" / "medqa")
-            os.environ.setdefault("MEDQA_SCRATCH", str(SCRATCH))  # the Trainer saves here; checkpoints are then copied to Drive
+        problem = "" if (DRIVE / "MyDrive").is_dir() else _mount()
+        if problem:
+            show_bold(f"Google Drive is not mounted ({problem}). Results stay on this runtime and ARE LOST "
+                      "WITH IT. To keep them, run this cell again and allow access to Drive.")
         else:
-            print("Results stay on this runtime and are lost with it. To keep them, run this in a notebook and allow access to Drive.")
-    return project_dir()
+            os.environ["MEDQA_HOME"] = str(DRIVE / "MyDrive" / "medqa")
+    folder = project_dir()
+    if read_settings()["hub_cache_on_drive"]:
+        os.environ.setdefault("HF_HUB_CACHE", str(folder / "hub"))
+    return folder
 
 
-def _mount() -> bool:
+def _mount() -> str:
+    """Mount Drive; returns why it was not mounted, "" if it was."""
     try:
         from google.colab import drive
 
         drive.mount(str(DRIVE))
-    except Exception as error:  # access declined, time-out, or no notebook to ask in
-        print(f"Google Drive was not mounted: {type(error).__name__}.")
-    return (DRIVE / "MyDrive").is_dir()
+    except Exception as error:  # access declined, domain policy, time-out, or no notebook to ask in
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return "" if (DRIVE / "MyDrive").is_dir() else "no MyDrive in it"
 
 
 def project_dir() -> Path:
-    """The folder for everything that must last: checkpoints, adapters, results, figures. Made if it is not there."""
+    """The folder for all that must last: checkpoints, adapters, results, figures. Made if it is not there."""
     folder = home_dir()
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,12 +1,16 @@
-"""What is run: the experiments, the models and the three profiles. Data only, no logic worth a test of its own.
+"""What is run: the experiments, the models, the three profiles and what the user has chosen.
 
-An `Experiment` says what is trained, a `Profile` on which scale. `Profile.scale` joins them, so every notebook runs
-unchanged on a GPU, on a laptop (`cpu`) and in a test (`smoke`).
+An `Experiment` says what is trained, a `Profile` at which size. `Profile.scale` joins them, so every notebook
+runs unchanged on a GPU, on a laptop (`cpu`) and in a test (`smoke`).
+
+Choices are made once: notebook 00 writes them to `settings.json` in the project folder, and later notebooks follow
+them. Environment variables win: MEDQA_PROFILE, MEDQA_MODEL, MEDQA_DATA_DIR, and MEDQA_HOME for the folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +22,7 @@ POLICIES = ("aligned", "preshifted", "full_sequence", "padding_supervised", "no_
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """LoRA as `peft.LoraConfig` takes it; 0.139% of TinyLlama's weights with the defaults."""
+    """LoRA as `peft.LoraConfig` takes it. The defaults train 0.139% of TinyLlama's weights."""
 
     r: int = 8
     lora_alpha: int = 16
@@ -31,7 +35,7 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training run. `changed_fields` names every field in which it differs from `baseline`; a test holds it to that."""
+    """One training run. `changed_fields` are those in which it differs from the run `baseline`."""
 
     name: str
     question: str
@@ -55,33 +59,30 @@ class Experiment:
 
 
 def _experiments() -> dict[str, Experiment]:
-    baseline = Experiment("exp_001", "What does a baseline adaptation of two epochs give?", 908, 5e-5, "preshifted")
-    fewer = Experiment("exp_002", "Do fewer steps suffice?", 400, 1e-4, "preshifted",
-                       baseline="exp_001", changed_fields=("max_steps", "learning_rate"))
-    higher = Experiment("exp_003", "Does a higher learning rate help?", 400, 2e-4, "preshifted",
-                        baseline="exp_002", changed_fields=("learning_rate",))
-    fixed = Experiment("exp_004", "What does the label-shift fix give?", 400, 2e-4, "aligned",
-                       baseline="exp_003", changed_fields=("label_policy",))
-    best = dataclasses.replace(fixed, name="exp_005", question="How far does the best recipe of a search within the same budget go?",
-                               learning_rate=4e-3, lr_scheduler_type="cosine", lora=LoraSettings(lora_dropout=0.0, target_modules=ALL_LINEAR),
-                               baseline="exp_004", changed_fields=("learning_rate", "lr_scheduler_type", "lora"))
-    runs = [baseline, fewer, higher, fixed, best]
-    for run in (baseline, fewer):
-        runs.append(dataclasses.replace(run, name=f"{run.name}_aligned", label_policy="aligned", baseline=run.name, changed_fields=("label_policy",),
-                                        question=f"What would {run.name} have given with aligned labels?"))
-    for policy in ("full_sequence", "padding_supervised", "no_eos"):
-        runs.append(dataclasses.replace(fixed, name=f"ablation_{policy}", label_policy=policy, baseline="exp_004", changed_fields=("label_policy",),
-                                        question=f"What does the misalignment '{policy}' cost?"))
-    for truncation in ("cut", "drop"):
-        runs.append(dataclasses.replace(fixed, name=f"truncation_{truncation}", truncation=truncation, baseline="exp_004",
-                                        changed_fields=("truncation",), question=f"What if long answers are treated by '{truncation}'?"))
-    for run in (higher, fixed):
-        runs.append(dataclasses.replace(run, name=f"{run.name}_random", split="random", baseline=run.name, changed_fields=("split",),
-                                        question=f"How much does a leaking random split flatter {run.name}?"))
-    for run in (higher, fixed, best):
-        for seed in (43, 44):
-            runs.append(dataclasses.replace(run, name=f"{run.name}_seed{seed}", seed=seed, baseline=run.name, changed_fields=("seed",),
-                                            question=f"How much of {run.name} is the luck of one seed?"))
+    def change(run: Experiment, name: str, question: str, **changes) -> Experiment:
+        return dataclasses.replace(run, name=name, question=question, baseline=run.name,
+                                   changed_fields=tuple(changes), **changes)
+
+    first = Experiment("exp_001", "What does a baseline adaptation of two epochs give?", max_steps=908,
+                       learning_rate=5e-5, label_policy="preshifted")
+    second = change(first, "exp_002", "Are fewer steps enough?", max_steps=400, learning_rate=1e-4)
+    third = change(second, "exp_003", "Does a higher learning rate help?", learning_rate=2e-4)
+    fourth = change(third, "exp_004", "How much better is the model when the labels are correct?",
+                    label_policy="aligned")
+    fifth = change(fourth, "exp_005", "How far does the best recipe of a search within the same budget go?",
+                   learning_rate=4e-3, lr_scheduler_type="cosine",
+                   lora=LoraSettings(lora_dropout=0.0, target_modules=ALL_LINEAR))
+    runs = [first, second, third, fourth, fifth]
+    runs += [change(run, f"{run.name}_aligned", f"What would {run.name} give with correct labels?",
+                    label_policy="aligned") for run in (first, second)]
+    runs += [change(fourth, f"ablation_{policy}", f"What does the label policy '{policy}' cost?",
+                    label_policy=policy) for policy in ("full_sequence", "padding_supervised", "no_eos")]
+    runs += [change(fourth, f"truncation_{truncation}", f"What if long answers follow '{truncation}'?",
+                    truncation=truncation) for truncation in ("cut", "drop")]
+    runs += [change(run, f"{run.name}_random", f"Does a random split that leaks inflate {run.name}?",
+                    split="random") for run in (third, fourth)]
+    runs += [change(run, f"{run.name}_seed{seed}", f"How much of {run.name} is luck of the seed?", seed=seed)
+             for run in (third, fourth, fifth) for seed in (43, 44)]
     return {run.name: run for run in runs}
 
 
@@ -97,7 +98,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Profile:
-    """The scale of a run. Steps are divided by `step_divisor`; None means "as the experiment says" or "as fits"."""
+    """The size of a run. Steps are divided by `step_divisor`; None means as the experiment says, or all."""
 
     name: str
     model: str
@@ -109,6 +110,8 @@ class Profile:
     validation_pairs: int | None = None
     test_questions: int | None = None
     bertscore_encoder: str | None = None
+    report_to: str = "none"
+    seed: int = 42
 
     @property
     def model_slug(self) -> str:
@@ -116,8 +119,9 @@ class Profile:
         return Path(self.model).name.lower()
 
     def scale(self, experiment: Experiment) -> Experiment:
-        """The experiment at this profile's size."""
-        smaller = {"max_steps": max(2, round(experiment.max_steps / self.step_divisor))}
+        """The experiment at this profile's size. Another seed moves all runs: 42, 43, 44 become 7, 8, 9."""
+        smaller = {"max_steps": max(2, round(experiment.max_steps / self.step_divisor)),
+                   "seed": experiment.seed + self.seed - 42}
         if self.save_steps is not None:
             smaller |= {"save_steps": self.save_steps, "logging_steps": self.save_steps}
         for name in ("total_batch_size", "max_length"):
@@ -129,47 +133,97 @@ class Profile:
 PROFILES = {
     "gpu": Profile("gpu", "tinyllama-1.1b-chat", bertscore_encoder="roberta-large"),
     "cpu": Profile("cpu", "smollm2-135m", step_divisor=25, total_batch_size=8, max_length=96, save_steps=8,
-                   max_new_tokens=64, validation_pairs=24, test_questions=16, bertscore_encoder="all-minilm-l6-v2"),
-    "smoke": Profile("smoke", "smoke-llama", step_divisor=100, total_batch_size=4, max_length=192, save_steps=2,
-                     max_new_tokens=8, validation_pairs=8, test_questions=4),
+                   max_new_tokens=64, validation_pairs=24, test_questions=16,
+                   bertscore_encoder="all-minilm-l6-v2"),
+    "smoke": Profile("smoke", "smoke-llama", step_divisor=100, total_batch_size=4, max_length=192,
+                     save_steps=2, max_new_tokens=8, validation_pairs=8, test_questions=4),
 }
 
-
-def current_profile() -> Profile:
-    """The profile that MEDQA_PROFILE names (unset: `gpu` with CUDA, else `cpu`), with the model that MEDQA_MODEL and
-    the BERTScore encoder that MEDQA_BERTSCORE names ("roberta-large", "all-minilm-l6-v2").
-
-    Raises:
-        ValueError: MEDQA_PROFILE names no profile.
-    """
-    name = os.environ.get("MEDQA_PROFILE")
-    if not name:
-        import torch
-
-        name = "gpu" if torch.cuda.is_available() else "cpu"
-    if name not in PROFILES:
-        raise ValueError(f"MEDQA_PROFILE is {name!r}; expected one of {', '.join(PROFILES)}. Unset it to choose by hardware.")
-    profile = PROFILES[name]
-    return dataclasses.replace(profile, model=os.environ.get("MEDQA_MODEL") or profile.model,
-                               bertscore_encoder=os.environ.get("MEDQA_BERTSCORE") or profile.bertscore_encoder)
-
-
-def get_experiment(name: str) -> Experiment:
-    """EXPERIMENTS[name] with an error that lists the names.
-
-    Raises:
-        ValueError: there is no such experiment.
-    """
-    if name not in EXPERIMENTS:
-        raise ValueError(f"There is no experiment {name!r}; expected one of {', '.join(EXPERIMENTS)}.")
-    return EXPERIMENTS[name]
+# What a user may choose. None: what the hardware or the profile says.
+SETTINGS = {"profile": None, "model": None, "data": None, "seed": None, "report_to": None,
+            "bertscore_encoder": None, "hub_cache_on_drive": False}
 
 
 def home_dir() -> Path:
-    """Where checkpoints and results go: MEDQA_HOME, else `runs` in the checkout (in an installed copy: in the working folder).
+    """Where checkpoints and results go: MEDQA_HOME, else `runs` in the checkout or working folder.
 
-    In Colab `mount_drive` sets MEDQA_HOME to a Drive folder.
+    In Colab `colab.mount_drive` sets MEDQA_HOME to a folder on Drive.
     """
     checkout = Path(__file__).parents[1]
     default = (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
     return Path(os.environ.get("MEDQA_HOME") or default).expanduser().resolve()
+
+
+def read_settings() -> dict:
+    """SETTINGS with what `settings.json` in the project folder says.
+
+    Raises:
+        ValueError: the file is not JSON, or has a name that is no setting.
+    """
+    path = home_dir() / "settings.json"
+    if not path.exists():
+        return dict(SETTINGS)
+    try:
+        chosen = json.loads(path.read_text(encoding="utf-8"))
+        unknown = sorted(chosen.keys() - SETTINGS.keys())
+    except (ValueError, AttributeError):
+        raise ValueError(f"{path} is not a JSON object. Delete it and run notebook 00 again.") from None
+    if unknown:
+        raise ValueError(f"{path} has {', '.join(unknown)}; expected some of {', '.join(SETTINGS)}.")
+    return SETTINGS | chosen
+
+
+def write_settings(**choices) -> Path:
+    """Keep the choices in `settings.json` for all later notebooks, and return its path. "" means the default.
+
+    Raises:
+        ValueError: a name is no setting, or the profile is unknown; the old file stays.
+    """
+    if unknown := sorted(choices.keys() - SETTINGS.keys()):
+        raise ValueError(f"No setting {', '.join(unknown)}; expected some of {', '.join(SETTINGS)}.")
+    chosen = {name: value for name, value in choices.items() if value not in (None, "")}
+    if chosen.get("profile"):
+        _find(PROFILES, chosen["profile"], "profile")
+    path = home_dir() / "settings.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def data_dir() -> Path | None:
+    """The folder with the data sets' files that the user has chosen (MEDQA_DATA_DIR or settings), if any."""
+    folder = os.environ.get("MEDQA_DATA_DIR") or read_settings()["data"]
+    return Path(folder).expanduser() if folder else None
+
+
+def current_profile() -> Profile:
+    """The profile that the user has chosen (else `gpu` with CUDA, `cpu` without).
+
+    Raises:
+        ValueError: there is no such profile.
+    """
+    settings = read_settings()
+    name = os.environ.get("MEDQA_PROFILE") or settings["profile"]
+    if not name:
+        import torch
+
+        name = "gpu" if torch.cuda.is_available() else "cpu"
+    profile = _find(PROFILES, name, "profile")
+    own = {"model": os.environ.get("MEDQA_MODEL") or settings["model"]}
+    own |= {name: settings[name] for name in ("seed", "report_to", "bertscore_encoder")}
+    return dataclasses.replace(profile, **{name: value for name, value in own.items() if value is not None})
+
+
+def get_experiment(name: str) -> Experiment:
+    """EXPERIMENTS[name].
+
+    Raises:
+        ValueError: there is no such experiment; the message lists the names.
+    """
+    return _find(EXPERIMENTS, name, "experiment")
+
+
+def _find(known: dict, name: str, kind: str):
+    if name not in known:
+        raise ValueError(f"There is no {kind} {name!r}; expected one of {', '.join(known)}.")
+    return known[name]
