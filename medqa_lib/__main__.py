@@ -80,7 +80,7 @@ def prepare_environment() -> Profile:
 
 
 def run_notebook(path: Path, folder: Path) -> str:
-    """Execute a notebook in a kernel of its own; write the executed copy, up to a cell that fails, to `folder`.
+    """Execute a notebook in a kernel of its own; write the copy, up to a cell that fails, to `folder`.
 
     Returns:
         Which cell failed and why; "" if none did.

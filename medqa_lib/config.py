@@ -3,8 +3,8 @@
 An `Experiment` says what is trained, a `Profile` at which size. `Profile.scale` joins them, so every notebook
 runs unchanged on a GPU, on a laptop (`cpu`) and in a test (`smoke`).
 
-Choices are made once: notebook 00 writes them to `settings.json` in the project folder, and later notebooks follow
-them. Environment variables win: MEDQA_PROFILE, MEDQA_MODEL, MEDQA_DATA_DIR, and MEDQA_HOME for the folder.
+Choices are made once: notebook 00 writes them to `settings.json` in the project folder, and later notebooks
+follow them. Environment variables win: MEDQA_PROFILE, MEDQA_MODEL, MEDQA_DATA_DIR, and MEDQA_HOME for the folder.
 """
 
 from __future__ import annotations
