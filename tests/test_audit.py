@@ -18,12 +18,12 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from medqa_lib.audit import audit_alignment, require_policy
 from medqa_lib.config import POLICIES
-from medqa_lib.fast.plan import FlatCollator
 from medqa_lib.labels import IGNORE_INDEX, PaddingCollator, encode_example, pad_supervised
 from medqa_lib.loss_check import check_loss, check_trainer_loss, loss_targets
 
 ANSWERS = ["Go on.", "It is.", "No, it is not so.", "Stop.", "Yes. Ask them.", "Rest for a day."]
 VOCABULARY = 99
+FLATTENING = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
 _ = IGNORE_INDEX
 
 
@@ -142,7 +142,7 @@ def encode_rows_cut_mid_answer(tokenizer, policy="aligned"):
 
 
 @pytest.mark.parametrize("policy", ["aligned", "preshifted", "full_sequence"])
-@pytest.mark.parametrize("collator", [None, FlatCollator()])
+@pytest.mark.parametrize("collator", [None, FLATTENING])
 def test_audit_of_rows_that_are_all_cut_does_not_judge_eos(llama_like, policy, collator):
     report = audit_alignment(Oracle(), llama_like, encode_rows_cut_mid_answer(llama_like, policy), collator)
     require_policy(report, policy)
@@ -226,7 +226,7 @@ def test_audit_sees_a_model_that_does_not_shift(llama_like):
     assert report["policy"] == "aligned"
 
 
-@pytest.mark.parametrize("collator", [FlatCollator(), DataCollatorWithFlattening()])
+@pytest.mark.parametrize("collator", [FLATTENING, DataCollatorWithFlattening()])
 @pytest.mark.parametrize("policy", ["aligned", "preshifted", "no_eos"])
 def test_audit_reads_flattened_batches(llama_like, policy, collator):
     assert audit_alignment(Oracle(), llama_like, encode(llama_like, policy), collator)["policy"] == policy
@@ -234,7 +234,7 @@ def test_audit_reads_flattened_batches(llama_like, policy, collator):
 
 def test_audit_sees_padding_that_is_part_of_the_rows(llama_like):
     rows = pad_supervised(Dataset.from_list(encode(llama_like)), 64, eos_token_id=2)
-    report = audit_alignment(Oracle(), llama_like, rows, FlatCollator())
+    report = audit_alignment(Oracle(), llama_like, rows, FLATTENING)
     assert report["policy"] == "padding_supervised"
     assert report["eos_supervised_share"] == 1
 
@@ -333,7 +333,7 @@ def test_check_loss_of_an_indifferent_model_is_log_vocabulary(llama_like):
 BATCHINGS = {
     "padded": PaddingCollator,
     "padding-free": lambda _tokenizer: DataCollatorWithFlattening(),
-    "padding-free, answer logits": lambda _tokenizer: FlatCollator(),
+    "padding-free, answer logits": lambda _tokenizer: FLATTENING,
 }
 masks_logits = hasattr(
     modeling_utils, "slice_logits_to_keep"

@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict
 from medqa_lib.config import PROFILES, LoraSettings, get_experiment
 from medqa_lib.data import hash_splits
 from medqa_lib.evaluation.results import run_identity
-from medqa_lib.fast import plan as planning
+from medqa_lib.training import plan as planning
 from medqa_lib.training import trainer
 from medqa_lib.training.checkpoints import ResumeRefused, latest_valid, write_manifest
 from medqa_lib.training.run import train_adapter
@@ -257,7 +257,7 @@ def test_out_of_memory_on_one_of_several_processes_ends_all(monkeypatch):
     monkeypatch.setattr(trainer, "AnswerTrainer", OneOfTwo)
     monkeypatch.setattr(trainer, "training_arguments", lambda *_: None)
     monkeypatch.setattr(trainer, "check_trainer_loss", run_out)
-    plan = planning.TrainingPlan("padded", torch.float32, 4, 2, False, "made here")
+    plan = planning.TrainingPlan("padded", torch.float32, 4, 2, "made here")
     with pytest.raises(RuntimeError, match="process 1 of 2 with 4 rows at a time"):
         trainer.fit(
             torch.nn.Linear(1, 1),

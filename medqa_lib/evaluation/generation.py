@@ -11,20 +11,28 @@ import math
 import os
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.attention import sdpa_kernel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from medqa_lib.evaluation.answers import Answer, AnswerStore, canonical_json, hash_adapter
-from medqa_lib.fast import decode as fast_decode
 from medqa_lib.prompts import encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+try:
+    from medqa_lib import fast
+except ImportError:  # the folder was deleted: generate() answers
+    fast = None
+
 MAX_ROWS = {"cpu": 16, "cuda": 256}
+MAX_ROWS_FAST = 512
+# Not cuDNN, which torch prefers on an H100: it builds a plan per length (about 30 ms), and each token is a new length.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 __all__ = ["Answer", "AnswerStore", "compare_answers", "compare_starts", "generate_answers", "generate_records", "hash_adapter"]
 
 
@@ -94,16 +102,16 @@ def _generate_batches(model, tokenizer, rows: list[tuple], max_new_tokens: int, 
     A batch is computed whole even if some of its answers are known: in bfloat16 an answer can depend on the batch's shape.
     """
     eos, start, tokens, began = tokenizer.eos_token_id, 0, 0, time.perf_counter()
-    limit = batch_size or (fast_decode.MAX_ROWS if fast_decode.is_supported(model) else MAX_ROWS[model.device.type])
-    budget, decode = math.inf if batch_size else free_bytes(model.device), None
+    decode, most = _choose_decoder(model, eos)
+    limit, budget = batch_size or most, math.inf if batch_size else free_bytes(model.device)
     bar = tqdm(total=len(rows), desc="Answers", unit="answer", disable=_process()[0] > 0)
-    with _greedy_mode(model), sdpa_kernel(fast_decode.BACKENDS):
+    with _greedy_mode(model), sdpa_kernel(BACKENDS):
         while start < len(rows):
             fitting = max(1, budget / row_bytes(model, len(rows[start][1]), max_new_tokens))
             batch = rows[start:start + int(min(limit, fitting))]
             if any(missing for _, _, missing in batch):
                 try:
-                    decode = decode or _choose_decoder(model, eos)
+                    decode = decode or _choose_decoder(model, eos)[0]
                     ids = decode(*pad_left([prompt for _, prompt, _ in batch], eos, model.device), max_new_tokens)
                 except torch.OutOfMemoryError:
                     if len(batch) == 1:
@@ -163,10 +171,11 @@ def _greedy_mode(model):
 
 
 def _choose_decoder(model, eos_id: int):
-    """Callable (ids, mask, max_new_tokens) -> token ids of each row up to and including EOS."""
-    if fast_decode.is_supported(model):
-        return fast_decode.FastDecoder(model, eos_id)
-    return lambda ids, mask, max_new_tokens: decode_plain(model, eos_id, ids, mask, max_new_tokens)
+    """(callable (ids, mask, max_new_tokens) -> token ids per row up to and including EOS, most rows at a time)."""
+    decoder = fast.make_decoder(model, eos_id) if fast else None
+    if decoder:
+        return decoder, MAX_ROWS_FAST
+    return partial(decode_plain, model, eos_id), MAX_ROWS[model.device.type]
 
 
 def decode_plain(model, eos_id: int, ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int) -> list[list[int]]:
@@ -175,7 +184,12 @@ def decode_plain(model, eos_id: int, ids: torch.Tensor, mask: torch.Tensor, max_
 
     greedy = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=max_new_tokens, eos_token_id=eos_id, pad_token_id=eos_id)
     output = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
-    return [fast_decode.cut_after_eos(row, eos_id) for row in output[:, ids.shape[1]:].tolist()]
+    return [cut_after_eos(row, eos_id) for row in output[:, ids.shape[1]:].tolist()]
+
+
+def cut_after_eos(ids: list[int], eos_id: int) -> list[int]:
+    """The ids up to and including the first EOS."""
+    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
 
 
 def _to_answer(tokenizer, ids: list[int]) -> Answer:

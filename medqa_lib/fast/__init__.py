@@ -1,1 +1,28 @@
-"""The fast paths for training and answering. Delete this folder and the project works as before, only slower."""
+"""The fast paths for training and answering. Delete this folder and the project works as before, only slower.
+
+`training.plan` and `evaluation.generation` call what this file names and nothing else. What it needs is imported at the call:
+transformers' models take seconds.
+"""
+
+from __future__ import annotations
+
+
+def choose_path(model, wanted: str | None = None) -> tuple[str, str]:
+    """(fastest path proved exact for this PEFT model on this GPU, why not a faster one); only `wanted` is tried, if given."""
+    from medqa_lib.fast.paths import choose_path
+
+    return choose_path(model, wanted)
+
+
+def prepare(model, path: str) -> None:
+    """Let the PEFT `model` take the path's batches, and forget an earlier path."""
+    from medqa_lib.fast.paths import prepare
+
+    prepare(model, path)
+
+
+def make_decoder(model, eos_id: int):
+    """Callable (ids, mask, max_new_tokens) -> token ids per row up to and including EOS; None where it is not supported."""
+    from medqa_lib.fast.decode import FastDecoder, is_supported
+
+    return FastDecoder(model, eos_id) if is_supported(model) else None

@@ -2,39 +2,28 @@
 
 `generate()` waits for the CPU: it launches about a thousand small kernels a token. Here the decode step is captured once as a
 CUDA graph and replayed. The model's own `forward` computes it, so its numerics are the model's; what changes is around it.
-On a CPU the same steps run without graphs, which is how tests compare them with `generate()`. MEDQA_FAST=0 switches it off.
+On a CPU the same steps run without graphs, which is how tests compare them with `generate()`.
 """
 
 from __future__ import annotations
 
-import os
-
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache, LlamaForCausalLM
 
 from medqa_lib.model import cache_argument
 
-MAX_ROWS = 512
 SLOT_BUCKET = 128  # attention reads the cache up to a multiple of this, so that one graph serves as many steps
 ROW_BUCKET = 32  # a shrunk batch keeps a multiple of this many rows, so that batches share graphs
 CHECK_STEPS = 32  # steps between two looks at which rows have finished; each look waits for the GPU
-# Not cuDNN, which torch prefers on an H100: it builds a plan for every new length (about 30 ms), and each token is a new length.
-BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def is_supported(model) -> bool:
     """Whether `FastDecoder` can decode here: unquantised Llama without adapter, sdpa attention, capability 8.0 or more."""
-    if os.environ.get("MEDQA_FAST") == "0" or type(model) is not LlamaForCausalLM or model.device.type != "cuda":
+    if type(model) is not LlamaForCausalLM or model.device.type != "cuda":
         return False
     plain = all(type(module) is torch.nn.Linear for module in model.modules() if hasattr(module, "in_features"))
     return plain and model.config._attn_implementation == "sdpa" and torch.cuda.get_device_capability(model.device) >= (8, 0)
-
-
-def cut_after_eos(ids: list[int], eos_id: int) -> list[int]:
-    """The ids up to and including the first EOS."""
-    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
 
 
 def attend_grouped(module, query, key, value, attention_mask, scaling=None, **_):
@@ -73,7 +62,6 @@ class FastDecoder:
         self.model, self.eos_id, self.size = model, eos_id, (0, 0, 0)
 
     @torch.no_grad()
-    @sdpa_kernel(BACKENDS)
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int) -> list[list[int]]:
         rows, width = ids.shape
         self._reserve(rows, _round_up(width + max_new_tokens, SLOT_BUCKET), max_new_tokens)
@@ -92,7 +80,7 @@ class FastDecoder:
         finally:
             self.model.set_attn_implementation(attention)
         for owner, row in zip(owners, self.tokens[: len(owners), :max_new_tokens].tolist(), strict=True):
-            answers[owner] = cut_after_eos(row, self.eos_id)
+            answers[owner] = _cut_after_eos(row, self.eos_id)
         return answers
 
     def _reserve(self, rows: int, slots: int, new_tokens: int) -> None:
@@ -170,11 +158,15 @@ class FastDecoder:
         if keep > 0.75 * rows:
             return owners
         for row, ids in enumerate(self.tokens[:rows, :done].tolist()):
-            answers[owners[row]] = cut_after_eos(ids, self.eos_id)
+            answers[owners[row]] = _cut_after_eos(ids, self.eos_id)
         index = torch.tensor(order[:keep], device=self.slot.device, dtype=torch.long)
         for buffer in (self.last, self.padding, self.tokens, *self.keys[:, :, :, :slots], *self.values[:, :, :, :slots]):
             buffer[:keep] = buffer[index]
         return [owners[row] for row in order[:keep]]
+
+
+def _cut_after_eos(ids: list[int], eos_id: int) -> list[int]:
+    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -2,7 +2,7 @@
 
 It computes what transformers and PEFT compute, on PEFT's own parameters, for documents laid end to end (T tokens, no padding):
 checkpoints, callbacks, gradient clipping and `accelerate launch` see the model that they know. Needs bfloat16 on a GPU of
-capability 8.0 or more; MEDQA_FAST=0 switches it off. What makes it fast, and why that is exact:
+capability 8.0 or more. What makes it fast, and why that is exact:
 
 - The GPU never waits for the CPU: a pass of some two thousand kernels is recorded once a size and replayed with one call (`FastStep`).
 - NF4 is dequantised once instead of at every use: the same numbers, kept.
@@ -303,7 +303,7 @@ class StepFunction(torch.autograd.Function):
 
 
 def fast_forward(model, step, original, input_ids=None, labels=None, cu_seq_lens_q=None, **inputs):
-    """`LlamaForCausalLM.forward` for a batch of `FlatCollator`; any other call goes to the original.
+    """`LlamaForCausalLM.forward` for a batch of `DataCollatorWithFlattening`; any other call goes to the original.
 
     Returns:
         CausalLMOutputWithPast with the loss only: the mean over answer tokens or, as the Trainer asks, their sum over `num_items_in_batch`.
@@ -325,7 +325,7 @@ def fast_forward(model, step, original, input_ids=None, labels=None, cu_seq_lens
 
 
 def install_fast_layers(model, keep_weights: bool = True) -> None:
-    """Give a PEFT Llama the fast forward pass for batches of `FlatCollator`; every other call works as before.
+    """Give a PEFT Llama the fast forward pass for batches of `DataCollatorWithFlattening`; every other call works as before.
 
     Args:
         keep_weights: keep the dequantised weights (2 bytes a parameter). Without, NF4 is dequantised at every use: less memory, slower.

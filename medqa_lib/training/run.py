@@ -29,10 +29,10 @@ from medqa_lib.evaluation.run import (
     result_identity,
     run_base,
 )
-from medqa_lib.fast import plan as planning
 from medqa_lib.labels import PaddingCollator, encode_split, pad_supervised
 from medqa_lib.loss_check import to_device
 from medqa_lib.model import add_lora, check_eos_token, load_base_model, load_tokenizer, trainable_share
+from medqa_lib.training import plan as planning
 from medqa_lib.training.checkpoints import checkpoint_folders, checkpoint_step, list_checkpoints
 from medqa_lib.training.session import CheckpointSession
 from medqa_lib.training.trainer import fit, loss_history

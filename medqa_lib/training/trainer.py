@@ -9,13 +9,20 @@ from pathlib import Path
 import pandas as pd
 import torch
 from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import (
+    DataCollatorWithFlattening,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
 from medqa_lib.config import Experiment
 from medqa_lib.evaluation import likelihood
-from medqa_lib.fast import plan as planning
 from medqa_lib.labels import IGNORE_INDEX
 from medqa_lib.loss_check import check_trainer_loss, to_device
+from medqa_lib.training import plan as planning
 from medqa_lib.training.checkpoints import checkpoint_step
 from medqa_lib.training.session import CheckpointSession
 
@@ -55,7 +62,7 @@ class AnswerTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        flat = isinstance(self.data_collator, planning.FlatCollator)
+        flat = isinstance(self.data_collator, DataCollatorWithFlattening)
         loss = self._flat_answer_loss() if flat else likelihood.completion_loss(self.model, self.eval_dataset)
         logs = {"eval_loss": loss}
         self.log(logs)
@@ -133,7 +140,7 @@ def fit(model, experiment: Experiment, train, validation, collator, session: Che
             if name in start:
                 value.data.copy_(start[name])
                 value.grad = None
-        planning.prepare_model(model, plan.path, plan.keep_weights)  # frees the graphs of the larger micro-batch
+        planning.prepare_model(model, plan.path)  # frees the graphs of the larger micro-batch
         gc.collect()
         torch.cuda.empty_cache()
 

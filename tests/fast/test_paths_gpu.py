@@ -1,6 +1,6 @@
 """On a GPU: the fast path learns what the plain one learns, on real rows with SmolLM2. Not in CI; MEDQA_DATA_DIR names the sources.
 
-Without pytest-xdist: `python -m pytest -q -rP -o addopts=--import-mode=importlib tests/test_paths_gpu.py`, about 90 seconds.
+Without pytest-xdist: `python -m pytest -q -rP -o addopts=--import-mode=importlib tests/fast/test_paths_gpu.py`, about 90 seconds.
 MEDQA_PREPARED_HOME names a home folder whose splits are used again.
 """
 
@@ -15,7 +15,7 @@ import torch
 from medqa_lib.config import PROFILES, get_experiment, home_dir
 from medqa_lib.data import hash_splits, prepare_splits
 from medqa_lib.evaluation.results import run_identity
-from medqa_lib.fast import plan as planning
+from medqa_lib.training import plan as planning
 from medqa_lib.training.run import train_adapter
 from medqa_lib.training.session import CheckpointSession
 
@@ -36,7 +36,7 @@ def train(path, dropout, splits, folder, monkeypatch):
     """(loss history, numbers) of exp_004's recipe by one path."""
     recipe = get_experiment("exp_004")
     experiment = dataclasses.replace(
-        recipe, max_steps=STEPS, lora=dataclasses.replace(recipe.lora, dropout=dropout)
+        recipe, max_steps=STEPS, lora=dataclasses.replace(recipe.lora, lora_dropout=dropout)
     )
     with (
         monkeypatch.context() as patch,

@@ -1,116 +1,37 @@
-"""The fast path against transformers and PEFT, in float32 on the CPU: Triton's interpreter runs the kernels."""
+"""The fast path against transformers and PEFT in float32: on a GPU if there is one, else in Triton's interpreter."""
 
 import importlib.util
-import os
 from types import SimpleNamespace
 
 import pytest
 import torch
+from fast_helpers import (
+    ALL_LINEAR,
+    DEVICE,
+    attend_backward_on_cpu,
+    attend_on_cpu,
+    flattened,
+    loss_and_gradients,
+    make_examples,
+    make_model,
+    padded,
+)
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
+from medqa_lib.fast import paths
+from medqa_lib.fast import train as fast_train
+
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
 
-from peft import LoraConfig, get_peft_model  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
-
-from medqa_lib.fast import plan as planning  # noqa: E402
-from medqa_lib.fast import train as fast_train  # noqa: E402
-from medqa_lib.fast.plan import FlatCollator  # noqa: E402
-
-ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def make_model(targets=ALL_LINEAR, dropout=0.0, rslora=False, **options):
-    """A random two-layer Llama with grouped queries and a LoRA adapter whose B is not zero, so that A gets gradients too."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        head_dim=16,
-        vocab_size=61,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        attn_implementation="eager",
-    )
-    model = get_peft_model(
-        LlamaForCausalLM(config),
-        LoraConfig(
-            r=4,
-            lora_alpha=6,
-            lora_dropout=dropout,
-            target_modules=list(targets),
-            use_rslora=rslora,
-            task_type="CAUSAL_LM",
-            **options,
-        ),
-    )
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-        if "norm" in name:
-            torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
-    return model
-
-
-def make_examples(lengths=(4, 12, 7), prompt=2):
-    generator = torch.Generator().manual_seed(1)
-    rows = [torch.randint(3, 61, (n,), generator=generator).tolist() for n in lengths]
-    return [{"input_ids": row, "labels": [-100] * prompt + row[prompt:]} for row in rows]
-
-
-def attend_on_cpu(layer, qkv, batch):
-    """Stands in for the flash kernel, which the CPU has not."""
-    inputs = [part.detach().requires_grad_() for part in layer.split(qkv)]
-    with torch.enable_grad():
-        documents = zip(batch.starts[:-1].tolist(), batch.starts[1:].tolist(), strict=True)
-        out = torch.cat(
-            [
-                torch.nn.functional.scaled_dot_product_attention(
-                    *(part[start:end].transpose(0, 1)[None] for part in inputs),
-                    is_causal=True,
-                    scale=layer.scaling,
-                    enable_gqa=True,
-                )[0].transpose(0, 1)
-                for start, end in documents
-            ]
-        )
-    layer.tape = (inputs, out)
-    return out.detach().contiguous(), *[torch.zeros(1)] * 3
-
-
-def attend_backward_on_cpu(layer, grad, *_):
-    return torch.autograd.grad(layer.tape[1], layer.tape[0], grad)
-
 
 @pytest.fixture
 def cpu_attention(monkeypatch):
+    """Without a GPU torch's own attention stands in for the GPU's; with one everything is the real thing."""
+    if DEVICE == "cuda":
+        return
     monkeypatch.setattr(fast_train.DecoderLayer, "attend", attend_on_cpu)
     monkeypatch.setattr(fast_train.DecoderLayer, "attend_backward", attend_backward_on_cpu)
-
-
-def loss_and_gradients(model, batch):
-    model.zero_grad()
-    loss = model(**batch).loss
-    loss.backward()
-    return loss.item(), {
-        name: parameter.grad.clone()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def padded(examples):
-    width = max(len(example["input_ids"]) for example in examples)
-    return {
-        key: torch.tensor([example[source] + [fill] * (width - len(example[source])) for example in examples])
-        for key, source, fill in (("input_ids", "input_ids", 0), ("labels", "labels", -100))
-    }
 
 
 @needs_triton
@@ -126,7 +47,7 @@ def test_fast_forward_equals_transformers_and_peft(options, keep_weights, cpu_at
     model, examples = make_model(**options), make_examples()
     expected_loss, expected = loss_and_gradients(model, padded(examples))
     fast_train.install_fast_layers(model, keep_weights)
-    loss, gradients = loss_and_gradients(model, FlatCollator()(examples))
+    loss, gradients = loss_and_gradients(model, flattened(examples))
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     for name, gradient in expected.items():
         assert gradient.abs().max() > 0
@@ -135,7 +56,7 @@ def test_fast_forward_equals_transformers_and_peft(options, keep_weights, cpu_at
 
 @needs_triton
 def test_filling_up_to_a_size_changes_neither_loss_nor_gradients(cpu_attention):
-    model, batch = make_model(), FlatCollator()(make_examples())
+    model, batch = make_model(), flattened(make_examples())
     fast_train.install_fast_layers(model)
     expected_loss, expected = loss_and_gradients(model, batch)
     step, (compute, replay) = model.get_base_model().forward.args[1], (fast_train.FastStep.compute, [])
@@ -168,13 +89,7 @@ def test_replayed_graphs_equal_the_first_pass_for_every_size():
     model = make_model(dropout=0.1).to("cuda", torch.bfloat16)
     for parameter in model.parameters():
         parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
-    batches = [
-        {
-            key: value.cuda() if torch.is_tensor(value) else value
-            for key, value in FlatCollator()(make_examples(size)).items()
-        }
-        for size in sizes
-    ]
+    batches = [flattened(make_examples(size)) for size in sizes]
     results = []
     for graphed in (False, True):
         fast_train.install_fast_layers(model)
@@ -198,7 +113,7 @@ class FixedDropout(torch.nn.Module):
         self.seed, self.multiplier, self.p = seed, multiplier, p
 
     def forward(self, x):
-        bits = torch.arange(x.numel()).view(x.shape)
+        bits = torch.arange(x.numel(), device=x.device).view(x.shape)
         bits = (bits ^ (bits >> 16)) * 0x7FEB352D & 0xFFFFFFFF
         bits = bits ^ (bits >> 15) ^ self.seed
         bits = (bits ^ (bits >> 17)) * 0x846CA68B & 0xFFFFFFFF
@@ -229,7 +144,7 @@ def fix_dropout(model, p):
 @needs_triton
 def test_fast_forward_draws_one_mask_an_adapter_and_repeats_it_backward(cpu_attention):
     p = 0.3
-    model, batch = make_model(dropout=p), FlatCollator()(make_examples(lengths=(11,)))
+    model, batch = make_model(dropout=p), flattened(make_examples(lengths=(11,)))
     torch.manual_seed(5)
     state = torch.get_rng_state()
     fast_train.install_fast_layers(model)
@@ -267,11 +182,9 @@ def test_fast_forward_without_training_drops_nothing_and_leaves_other_calls_alon
     with torch.no_grad():
         expected = model(**padded(examples)).loss.item()
         fast_train.install_fast_layers(model)
-        assert model(**FlatCollator()(examples)).loss.item() == pytest.approx(expected, abs=1e-5)
+        assert model(**flattened(examples)).loss.item() == pytest.approx(expected, abs=1e-5)
         assert model(**padded(examples)).loss.item() == expected
-        assert model(
-            **FlatCollator()(examples), num_items_in_batch=torch.tensor(1)
-        ).loss.item() == pytest.approx(
+        assert model(**flattened(examples), num_items_in_batch=torch.tensor(1)).loss.item() == pytest.approx(
             expected * sum(len(example["input_ids"]) - 2 for example in examples), rel=1e-5
         )
 
@@ -288,20 +201,9 @@ def test_layers_without_lora_keep_nothing_for_it(cpu_attention, monkeypatch):
     monkeypatch.setattr(fast_train.LinearGroup, "forward", watched)
     model = make_model(targets=ALL_LINEAR[:3])
     fast_train.install_fast_layers(model)
-    loss_and_gradients(model, FlatCollator()(make_examples()))
+    loss_and_gradients(model, flattened(make_examples()))
     assert {has_lora for has_lora, _ in kept} == {True, False}
     assert all((size > 0) == has_lora for has_lora, size in kept), "the storage behind xa, in bytes"
-
-
-def test_flat_collator_marks_documents():
-    batch = FlatCollator()(
-        [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [-100, 9]}]
-    )
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
-    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
-    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5] and batch["cu_seq_lens_q"].dtype == torch.int32
-    assert batch["max_length_q"] == 3
 
 
 @needs_triton
@@ -316,4 +218,4 @@ def test_flat_collator_marks_documents():
     ],
 )
 def test_supports_architecture_refuses_what_it_would_compute_wrongly(options, supported):
-    assert planning.supports_architecture(make_model(**options))[0] is supported
+    assert (paths.refuse_architecture(make_model(**options)) == "") is supported

@@ -1,5 +1,6 @@
 """On a GPU: interrupted and resumed equals never interrupted, and memory that really runs out changes no result. Not in CI."""
 
+import functools
 import gc
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from test_resume import Interrupted, interrupt_after, make_splits, record_batches, train
 
 from medqa_lib.config import LoraSettings
+from medqa_lib.training import plan as planning
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
 SETTINGS = {
@@ -20,7 +22,8 @@ SETTINGS = {
 def path(request, monkeypatch):
     """The training path that this GPU gets, and the plain one."""
     if request.param == "padded":
-        monkeypatch.setenv("MEDQA_FAST", "0")
+        padded = functools.partial(planning.plan_training, path="padded")
+        monkeypatch.setattr(planning, "plan_training", padded)
     return request.param
 
 

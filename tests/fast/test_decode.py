@@ -5,9 +5,9 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from medqa_lib.config import PROFILES
-from medqa_lib.evaluation.generation import pad_left
+from medqa_lib.evaluation.generation import cut_after_eos, pad_left
 from medqa_lib.fast import decode as fast_decode
-from medqa_lib.fast.decode import FastDecoder, attend_grouped, cut_after_eos, is_supported
+from medqa_lib.fast.decode import FastDecoder, attend_grouped, is_supported
 from medqa_lib.model import load_base_model, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 
@@ -147,9 +147,6 @@ def test_is_supported_wants_a_plain_llama_and_a_gpu_with_bfloat16(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
         assert not is_supported(model)
-    with monkeypatch.context() as patch:
-        patch.setenv("MEDQA_FAST", "0")
-        assert not is_supported(model)
     model.model.layers[1].self_attn.q_proj = type("Linear4bit", (torch.nn.Linear,), {})(48, 48)
     assert not is_supported(model)
 
@@ -177,7 +174,7 @@ def test_fast_decoder_equals_generate_on_real_weights():
     )
     questions = ["What is gout?", "What are the signs of malaria in a small child?", "Is asthma inherited?"]
     ids, mask = pad_left(
-        [encode_prompt(tokenizer, question) for question in questions], tokenizer.eos_token_id, "cpu"
+        [encode_prompt(tokenizer, question) for question in questions], tokenizer.eos_token_id, model.device
     )
     expected = decode_with_generate(model, ids, mask, 24, tokenizer.eos_token_id)
     assert FastDecoder(model, tokenizer.eos_token_id)(ids, mask, 24) == expected
