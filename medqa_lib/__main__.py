@@ -7,7 +7,9 @@ command continues after a crash.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +24,22 @@ from medqa_lib.config import Profile, current_profile, home_dir
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 CPU_LIST = ("00", "01", "02", "03", "04", "11", "12", "13", "14", "20")  # what a laptop runs in five minutes
+
+
+class Client(NotebookClient):
+    """nbclient, but Ctrl-C cancels the run: its own handler makes Ctrl-C look like a dead kernel."""
+
+    interrupted = False
+
+    async def async_start_new_kernel(self, **options) -> None:
+        task = asyncio.current_task()
+
+        def interrupt() -> None:
+            self.interrupted = True
+            task.cancel()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
+        await super().async_start_new_kernel(**options)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,15 +108,18 @@ def run_notebook(path: Path, folder: Path) -> str:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None  # older outputs must not stand below a stop
     started = []
-    client = NotebookClient(notebook, timeout=None, coalesce_streams=True, record_timing=False,
-                            resources={"metadata": {"path": str(path.parent)}},
-                            on_cell_start=lambda cell_index, **_: started.append(cell_index + 1))
+    client = Client(notebook, timeout=None, coalesce_streams=True, record_timing=False,
+                    shutdown_kernel="immediate", resources={"metadata": {"path": str(path.parent)}},
+                    extra_arguments=["--log-level=ERROR"],
+                    on_cell_start=lambda cell_index, **_: started.append(cell_index + 1))
     try:
         client.execute()
         return ""
     except CellExecutionError as error:
         problem = f"{error.ename}: {error.evalue}"
-    except DeadKernelError:
+    except (DeadKernelError, asyncio.CancelledError):
+        if client.interrupted:
+            raise KeyboardInterrupt from None
         problem = "the kernel died, most often because memory ran out: close other programs and start again"
     finally:
         write_notebook(notebook, folder / path.name)
@@ -125,9 +146,9 @@ def hide_paths(text: str) -> str:
     """The text with this machine's folders replaced by the names that they have for every reader."""
     folders = {NOTEBOOKS.parent: ".", home_dir(): "runs", Path(sys.prefix): ".venv", Path.home(): "~",
                Path(tempfile.gettempdir()): "TMP"}
-    for folder, name in folders.items():
+    for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
         if len(folder.parts) > 1:  # some containers have "/" as the home folder
-            text = text.replace(str(folder), name)
+            text = text.replace(str(folder), folders[folder])
     return text
 
 

