@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -11,10 +12,11 @@ WAITS = (2.0, 8.0, 20.0)  # seconds before the second, third and fourth try
 LONGEST_WAIT = 60.0  # of what a server may ask for with Retry-After
 CUT = "the download was cut"
 # By name, because requests, urllib3, httpx, zipfile and safetensors each have classes of their own.
-_CUT = {"ChunkedEncodingError", "IncompleteRead", "ProtocolError", "RemoteProtocolError", "RemoteDisconnected", "ReadError", "BadZipFile",
-        "DataCorruptionError", "SafetensorError", "EOFError", "ReadTimeout"}
-_NO_CONNECTION = {"ConnectError", "ConnectTimeout", "NewConnectionError", "ConnectTimeoutError", "ConnectionRefusedError", "gaierror",
-                  "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
+_CUT = {"ChunkedEncodingError", "IncompleteRead", "ProtocolError", "RemoteProtocolError", "ReadError",
+        "RemoteDisconnected", "ReadTimeout", "BadZipFile", "DataCorruptionError", "SafetensorError"}
+_NO_CONNECTION = {"ConnectError", "ConnectTimeout", "NewConnectionError", "ConnectTimeoutError", "gaierror",
+                  "ConnectionError", "ConnectionRefusedError", "OfflineModeIsEnabled",
+                  "LocalEntryNotFoundError"}
 
 
 def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -26,7 +28,8 @@ def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def http_response(error: BaseException):
     """The HTTP response in the error's chain, or None."""
-    return next((found for one in exception_chain(error) if (found := getattr(one, "response", None)) is not None), None)
+    found = (getattr(one, "response", None) for one in exception_chain(error))
+    return next((response for response in found if response is not None), None)
 
 
 def hub_reason(error: BaseException, site: str = "the Hub") -> str:
@@ -43,7 +46,7 @@ def hub_reason(error: BaseException, site: str = "the Hub") -> str:
         return "too many requests (429)"
     if status is not None:
         return f"{site} answered {status}"
-    if _CUT.intersection(names) or "Consistency check failed" in str(error):
+    if _CUT.intersection(names) or re.search("Consistency check failed|Unsupported archive type", str(error)):
         return CUT
     if _NO_CONNECTION.intersection(names):
         return f"no connection to {site}"
@@ -51,10 +54,9 @@ def hub_reason(error: BaseException, site: str = "the Hub") -> str:
 
 
 def try_again(fetch: Callable[[], T], what: str, site: str = "the Hub") -> T:
-    """`fetch()`, up to four times if the server is busy (429, 5xx) or the download is cut; a line says why each time.
+    """`fetch()`, up to four times while the download is cut or the server is busy (429, 5xx), saying why.
 
-    Raises:
-        what the last `fetch` raised.
+    The Hub's client waits by itself while the Hub is busy, so that is not done twice.
     """
     for wait in WAITS:
         try:
@@ -62,7 +64,8 @@ def try_again(fetch: Callable[[], T], what: str, site: str = "the Hub") -> T:
         except Exception as error:
             reason, response = hub_reason(error, site), http_response(error)
             status = getattr(response, "status_code", 0)
-            if reason != CUT and status != 429 and status < 500:
+            is_busy = site != "the Hub" and (status == 429 or status >= 500)
+            if reason != CUT and not is_busy:
                 raise
             asked = str(response.headers.get("Retry-After", "")) if status else ""
             wait = min(float(asked), LONGEST_WAIT) if asked.isdigit() else wait

@@ -71,7 +71,7 @@ def test_try_again_waits_as_long_as_the_server_asks(web, waited, capsys):
         response.raise_for_status()
         return response.content
 
-    assert reasons.try_again(fetch, "The file") == b"data"
+    assert reasons.try_again(fetch, "The file", "Kaggle") == b"data"
     assert waited == [3, reasons.WAITS[1]]
     lines = capsys.readouterr().out.splitlines()
     assert ["429" in lines[0], "503" in lines[1], len(lines)] == [True, True, 2]
@@ -81,5 +81,5 @@ def test_try_again_waits_as_long_as_the_server_asks(web, waited, capsys):
 def test_try_again_gives_up(web, waited, status, tries):
     web.answers = [(status, {}, b"")]
     with pytest.raises(requests.HTTPError, match=str(status)):
-        reasons.try_again(lambda: requests.get(web.url, timeout=5).raise_for_status(), "The file")
+        reasons.try_again(lambda: requests.get(web.url, timeout=5).raise_for_status(), "The file", "Kaggle")
     assert len(web.log) == tries

@@ -1,32 +1,35 @@
-"""From raw rows to question-answer pairs, step by step, each step counted in a funnel.
+"""From raw rows to question-answer pairs, step by step, each step counted in a funnel: kept + removed = raw.
 
-A row step takes one `Row` and returns it (perhaps changed) or None (removed); a set step takes and returns all rows.
-Nothing disappears uncounted: kept + removed = raw, whatever a cell holds.
+A row step takes a `Row` and returns it, perhaps changed, or None (removed); a set step takes and returns all.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from medqa_lib.data import choices, texts
+from medqa_lib.data import texts
 from medqa_lib.data.texts import text_cell, text_key
 
 MIN_WORDS_BESIDE_TABLE = 10  # what is left of an answer beside a phenotype table must say something
-MAX_CELL_CHARACTERS = 50_000  # the longest real answer has 30,000; beyond it, a quote in the CSV was not closed
+MAX_CELL_CHARACTERS = 50_000  # beyond the longest real answer (30,000): a quote in the CSV was not closed
 LONG_ANSWER_WORDS = 300  # about what 512 tokens hold beside the question
 TEMPLATE_WORDS = 8  # from here on one answer under two questions is a template, not coincidence
 TEMPLATE_CAP = 3
-PLACEHOLDERS = {"", "no rationale", "no rationale provided", "no answer", "no explanation", "none", "null", "nan", "na", "n a", "nil",
-                "not available", "not applicable"}
+LETTERS = "ABCDEFGHIJ"
+PLACEHOLDERS = {"", "no rationale", "no rationale provided", "no answer", "no explanation", "none", "null",
+                "nan", "na", "n a", "nil", "not available", "not applicable"}
 _LETTER = re.compile(r"[^\W_]")
-_NOT_MEDICAL = re.compile(r"\blogical(?:ly)? (?:conclude|infer|reasoning)|^if all\b|\bgenealog|\bbury the survivors", re.IGNORECASE)
+# Logic puzzles and genealogy in AfriMed-QA.
+_NOT_MEDICAL = re.compile(r"\blogical(?:ly)? (?:conclude|infer|reasoning)|^if all\b|\bgenealog"
+                          r"|\bbury the survivors", re.IGNORECASE)
 
 
 class Row(NamedTuple):
-    """One raw, then cleaned pair. Until `use_text` ran, a field holds whatever the source's cell held."""
+    """One raw, then cleaned pair. Every field is text from the first step on."""
 
     question: Any
     answer: Any
@@ -38,7 +41,10 @@ class Row(NamedTuple):
     choices: str = ""  # JSON {"options": [...], "correct": 2} of a question with exactly one key
 
 
-# --- steps on one row ------------------------------------------------------------------------------------------------
+RowStep = Callable[[Row], Row | None]
+
+
+# --- steps on one row ---------------------------------------------------------------------------------------
 
 
 def is_placeholder(text: str) -> bool:
@@ -46,31 +52,33 @@ def is_placeholder(text: str) -> bool:
     return len(text) < 40 and text_key(text) in PLACEHOLDERS
 
 
-def use_text(row: Row) -> Row:
-    """Make every cell text, and an answer such as "No rationale" empty."""
-    row = Row(*map(text_cell, row))
+def empty_placeholders(row: Row) -> Row:
+    """An answer such as "No rationale" becomes empty."""
     question, answer = ("" if is_placeholder(text) else text for text in (row.question, row.answer))
     return row._replace(question=question, answer=answer)
 
 
-def drop_consumer_query(row: Row) -> Row | None:
-    """Consumer questions of AfriMed-QA have no reference answer."""
-    return None if row.kind == "consumer_queries" else row
+def for_choices(step: RowStep) -> RowStep:
+    """The step, for multiple-choice rows only."""
+    return lambda row: step(row) if row.kind == "mcq" else row
 
 
-def drop_oversized(row: Row) -> Row | None:
-    """A cell longer than every real answer comes from a damaged file."""
-    return None if max(map(len, row)) > MAX_CELL_CHARACTERS else row
-
-
+@for_choices
 def read_options(row: Row) -> Row | None:
-    """Parse options and key of a multiple-choice row; without options, a rationale makes it a free question."""
-    if row.kind != "mcq":
-        return row
+    """Parse two to ten options and their key; without options, a rationale makes it a free question."""
     if not row.options.strip():
         return row._replace(kind="saq") if row.answer else None
-    parsed = choices.read_options(row.options, row.correct)
-    return row._replace(options=parsed[0], correct=parsed[1]) if parsed else None
+    try:
+        parsed = json.loads(row.options)
+    except (ValueError, RecursionError):
+        return None
+    cells = parsed.items() if isinstance(parsed, dict) else ()
+    filled = {name: text_cell(cell) for name, cell in cells if text_cell(cell).strip()}
+    keys = {key.strip() for key in row.correct.split(",")}
+    if not keys <= filled.keys() or not 2 <= len(filled) <= len(LETTERS):
+        return None
+    correct = tuple(place for place, name in enumerate(filled) if name in keys)
+    return row._replace(options=tuple(filled.values()), correct=correct)
 
 
 def clean_texts(row: Row) -> Row:
@@ -80,6 +88,22 @@ def clean_texts(row: Row) -> Row:
     return row._replace(question=question, answer=answer, focus_area=focus_area, options=options)
 
 
+@for_choices
+def tidy_options(row: Row) -> Row:
+    """Options without stray punctuation and, if all but one at most carry their letter, without letters.
+
+    A wrong letter goes too, unless it begins a species' name, as in "a. Measles", "b. Mumps", "E. coli".
+    """
+    options = [re.sub(r"^[.;,:)\s]+(?=\S)", "", option).rstrip(";, ") for option in row.options]
+    found = [re.match(r"\(?([A-Ja-j])\s*[.)]\s*(?=\S)", option) for option in options]
+    in_place = [bool(match) and match[1].upper() == LETTERS[place] for place, match in enumerate(found)]
+    if sum(in_place) >= max(2, len(options) - 1):
+        for place, match in enumerate(found):
+            if match and (in_place[place] or not re.match(r"[A-J]\.\s?[a-z]", options[place])):
+                options[place] = options[place][match.end():]
+    return row._replace(options=tuple(options))
+
+
 def fix_templates(row: Row) -> Row | None:
     """Question templates, numbering and labels; a template with an empty slot asks nothing and is removed."""
     focus_area = texts.fix_focus_area(row.focus_area)
@@ -87,85 +111,69 @@ def fix_templates(row: Row) -> Row | None:
     if row.question and not question:
         return None
     answer = texts.strip_answer_label(row.answer)
-    options = choices.tidy_options(row.options) if row.kind == "mcq" else row.options
-    return row._replace(question=question, answer=answer, focus_area=focus_area, options=options)
+    return tidy_options(row._replace(question=question, answer=answer, focus_area=focus_area))
 
 
+@for_choices
 def merge_equal_options(row: Row) -> Row | None:
-    """Offer each option once, and none that cleaning emptied; a question left with one option or without its right one is none."""
-    if row.kind != "mcq":
-        return row
-    merged = choices.merge_equal_options(row.options, row.correct)
-    return row._replace(options=merged[0], correct=merged[1]) if merged else None
+    """Deduplicate options; drop the question if fewer than two, or a correct one, remain.
+
+    Case tells options apart (the genotypes AA, Aa and aa); a dot at the end does not.
+    """
+    keys = [option.rstrip(". ") for option in row.options]
+    left = list(dict.fromkeys(filter(None, keys)))
+    if len(left) < 2 or not all(keys[place] for place in row.correct):
+        return None
+    correct = tuple(sorted({left.index(keys[place]) for place in row.correct}))
+    return row._replace(options=tuple(row.options[keys.index(key)] for key in left), correct=correct)
 
 
 def cut_phenotype_table(row: Row) -> Row | None:
     """Cut the flattened table out of the answer; an answer that was little else is removed."""
     answer = texts.cut_phenotype_table(row.answer)
-    if answer == row.answer:
-        return row
-    return row._replace(answer=answer) if len(texts.strip_echo(answer, row.question).split()) >= MIN_WORDS_BESIDE_TABLE else None
+    if answer != row.answer and len(texts.strip_echo(answer, row.question).split()) < MIN_WORDS_BESIDE_TABLE:
+        return None
+    return row._replace(answer=answer)
 
 
-def strip_page_parts(row: Row) -> Row:
-    """Headings such as "Key Points", tables of contents, publishers' names."""
-    return row._replace(answer=texts.strip_page_parts(row.answer))
-
-
-def strip_echo(row: Row) -> Row:
-    """The question asked again at the start of its answer."""
-    return row._replace(answer=texts.strip_echo(row.answer, row.question))
-
-
-def drop_links(row: Row) -> Row | None:
-    """An answer that only lists links answers nothing."""
-    return None if texts.has_only_links(row.answer) else row
-
-
+@for_choices
 def write_pair(row: Row) -> Row:
-    """A multiple-choice row as a pair: question with lettered options -> text of the right one and a real rationale."""
-    if row.kind != "mcq" or not row.question:
+    """Question: stem and lettered options; answer: the correct option, then the rationale if there is one."""
+    if not row.question:
         return row
-    is_empty = is_placeholder(row.answer) or text_key(row.answer) == text_key("; ".join(row.options[place] for place in row.correct))
-    pair = choices.write_pair(row.question, row.options, row.correct, "" if is_empty else row.answer)
-    return row._replace(question=pair[0], answer=pair[1], choices=pair[2])
+    question = "\n".join([row.question, *map("{}. {}".format, LETTERS, row.options)])
+    answer = "; ".join(row.options[place] for place in row.correct)
+    if not is_placeholder(row.answer) and text_key(row.answer) != text_key(answer):
+        answer = f"{answer.rstrip('.')}. {row.answer}"
+    choices = {"options": row.options, "correct": row.correct[0]}
+    choices = json.dumps(choices, ensure_ascii=False) if len(row.correct) == 1 else ""
+    return row._replace(question=question, answer=answer, choices=choices)
 
 
-def drop_empty(row: Row) -> Row | None:
-    """No question or no answer is left."""
-    return row if _LETTER.search(row.question) and _LETTER.search(row.answer) else None
+def asks_again(row: Row) -> bool:
+    """Whether the answer is the question, or only asks another."""
+    return text_key(row.question) == text_key(row.answer) or bool(re.fullmatch(r"[^.?!]*\?", row.answer))
 
 
-def drop_short(row: Row) -> Row | None:
-    """Under three words a free answer says nothing; a right option may have one word."""
-    return row if row.kind == "mcq" or len(row.answer.split()) >= 3 else None
+def drop(has_fault: Callable[[Row], Any]) -> RowStep:
+    """The step that removes rows with the fault."""
+    return lambda row: None if has_fault(row) else row
 
 
-def drop_repetition(row: Row) -> Row | None:
-    """A free answer that is the question, or only asks another."""
-    is_question = text_key(row.question) == text_key(row.answer) or re.fullmatch(r"[^.?!]*\?", row.answer)
-    return None if is_question and row.kind != "mcq" else row
-
-
-def drop_not_medical(row: Row) -> Row | None:
-    """Logic puzzles and genealogy in AfriMed-QA."""
-    return None if row.source == "afrimedqa" and _NOT_MEDICAL.search(row.question) else row
-
-
-# --- steps on all rows -----------------------------------------------------------------------------------------------
+# --- steps on all rows --------------------------------------------------------------------------------------
 
 
 def drop_exact_pairs(rows: list[Row]) -> list[Row]:
-    """Of pairs with the same words in question and answer keep one, whatever the order of rows."""
+    """Of pairs with the same words in question and answer keep one."""
     kept: dict[tuple[str, str], Row] = {}
     for row in rows:
         key = (text_key(row.question), text_key(row.answer))
-        kept[key] = max(kept.get(key, row), row, key=lambda row: (row.question, row.answer, row.focus_area))  # small letters win
+        kept[key] = max(kept.get(key, row), row, key=lambda row: (row.question, row.answer, row.focus_area))
     return list(kept.values())
 
 
 def keep_one_answer(rows: list[Row]) -> list[Row]:
-    """Of several answers to a question keep the fullest of at most 300 words, or the shortest if all are longer."""
+    """Of several answers keep the fullest of at most 300 words or, if all are longer, the shortest."""
 
     def preference(row: Row) -> tuple:
         words = len(row.answer.split())
@@ -184,27 +192,27 @@ def cap_template_answers(rows: list[Row]) -> list[Row]:
     for row in rows:
         if len(row.answer.split()) >= TEMPLATE_WORDS:
             askers[text_key(row.answer)].append(row.question)
-    kept = {answer: sorted(questions)[:TEMPLATE_CAP] for answer, questions in askers.items() if len(questions) > TEMPLATE_CAP}
+    kept = {key: sorted(asked)[:TEMPLATE_CAP] for key, asked in askers.items() if len(asked) > TEMPLATE_CAP}
     return [row for row in rows if row.question in kept.get(text_key(row.answer), (row.question,))]
 
 
-ROW_STEPS: tuple[tuple[str, Callable[[Row], Row | None]], ...] = (
-    ("strings and placeholders", use_text),
-    ("consumer questions (no reference answer)", drop_consumer_query),
-    ("oversized cells", drop_oversized),
+ROW_STEPS: tuple[tuple[str, RowStep], ...] = (
+    ("placeholders", empty_placeholders),
+    ("consumer questions (no reference answer)", drop(lambda row: row.kind == "consumer_queries")),
+    ("oversized cells", drop(lambda row: max(map(len, row)) > MAX_CELL_CHARACTERS)),
     ("options and key", read_options),
     ("Unicode, HTML and white space", clean_texts),
     ("question templates and labels", fix_templates),
     ("equal options", merge_equal_options),
     ("phenotype tables", cut_phenotype_table),
-    ("lead-ins and page parts", strip_page_parts),
-    ("echoed question", strip_echo),
-    ("link-only answers", drop_links),
+    ("lead-ins and page parts", lambda row: row._replace(answer=texts.strip_page_parts(row.answer))),
+    ("echoed question", lambda row: row._replace(answer=texts.strip_echo(row.answer, row.question))),
+    ("link-only answers", drop(lambda row: texts.has_only_links(row.answer))),
     ("choices to question and answer", write_pair),
-    ("no question or answer", drop_empty),
-    ("under three words", drop_short),
-    ("answer is a question", drop_repetition),
-    ("not medical", drop_not_medical),
+    ("no question or answer", drop(lambda row: not all(map(_LETTER.search, (row.question, row.answer))))),
+    ("under three words", drop(lambda row: row.kind != "mcq" and len(row.answer.split()) < 3)),
+    ("answer is a question", drop(lambda row: row.kind != "mcq" and asks_again(row))),
+    ("not medical", drop(lambda row: row.source == "afrimedqa" and _NOT_MEDICAL.search(row.question))),
 )
 SET_STEPS: tuple[tuple[str, Callable[[list[Row]], list[Row]]], ...] = (
     ("exact pairs", drop_exact_pairs),
@@ -213,28 +221,27 @@ SET_STEPS: tuple[tuple[str, Callable[[list[Row]], list[Row]]], ...] = (
 )
 
 
-def is_changed(new: Row, old: Row) -> bool:
-    """Whether a field differs; a missing value, which answers no comparison, differs from the text that replaces it."""
-    return any(after is not before and (type(after) is not type(before) or after != before) for after, before in zip(new, old, strict=True))
-
-
-def clean_rows(rows: list[Row]) -> tuple[list[Row], list[dict[str, Any]]]:
-    """All steps in order.
+def clean_rows(rows: list[Row], only: set[str] | None = None) -> tuple[list[Row], list[dict]]:
+    """All steps in order, or `only` those of these names.
 
     Returns:
-        the rows that are left, and the funnel: one dict a step with step, rows (left after it), removed, changed.
+        the rows that are left, and the funnel: per step a dict of step, rows left after it, removed, changed.
     """
     funnel = [{"step": "raw rows", "rows": len(rows), "removed": 0, "changed": 0}]
 
-    def count(step: str, left: list[Row], changed: int) -> None:
-        funnel.append({"step": step, "rows": len(left), "removed": funnel[-1]["rows"] - len(left), "changed": changed})
+    def count(step: str, left: list[Row], changed: int = 0) -> None:
+        removed = funnel[-1]["rows"] - len(left)
+        funnel.append({"step": step, "rows": len(left), "removed": removed, "changed": changed})
 
-    for step, apply in ROW_STEPS:
-        results = [apply(row) for row in rows]
-        changed = sum(new is not None and is_changed(new, old) for new, old in zip(results, rows, strict=True))
-        rows = [row for row in results if row is not None]
-        count(step, rows, changed)
-    for step, select in SET_STEPS:
-        rows = select(rows)
-        count(step, rows, 0)
+    rows = [Row(*map(text_cell, row)) for row in rows]
+    for name, step in ROW_STEPS:
+        if only is None or name in only:
+            results = [step(row) for row in rows]
+            changed = sum(new is not None and new != old for new, old in zip(results, rows, strict=True))
+            rows = [row for row in results if row is not None]
+            count(name, rows, changed)
+    for name, select in SET_STEPS:
+        if only is None or name in only:
+            rows = select(rows)
+            count(name, rows)
     return rows, funnel

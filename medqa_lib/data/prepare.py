@@ -7,8 +7,6 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,94 +22,72 @@ from medqa_lib.data.texts import text_cell
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-# Raise it with every change that alters pairs, groups or splits: kept splits of another version are left alone and made anew.
+# Raise it with every change that alters pairs, groups or splits: kept ones of another version are made anew.
 CLEANING_VERSION = 1
-
-# --- merge -----------------------------------------------------------------------------------------------------------
+FIELDS = {"question_type": "kind", "answer_options": "options", "correct_answer": "correct",
+          "answer_rationale": "answer"}
 
 
 def merge_sources(sources: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Cleaned question-answer pairs of both sources, in the order of their rows.
+    """Cleaned question-answer pairs of the sources, in the order of their rows.
 
     Returns:
-        columns question, answer, source ("medquad" or "afrimedqa"), group (id of the leakage group), choices (JSON of a
-        multiple-choice question's options and right one, else ""), focus_area (MedQuAD's disease, else "").
-        `.attrs["funnel"]`: one dict a cleaning step with step, rows, removed, changed; kept + removed = raw.
+        columns question, answer, source ("medquad" or "afrimedqa"), group (id of the leakage group), choices
+        (JSON of a multiple-choice question's options and correct one, or ""), focus_area (MedQuAD's disease).
+        `.attrs["funnel"]`: per cleaning step a dict of step, rows, removed, changed; kept + removed = raw.
     Raises:
-        ValueError: a needed column is missing, or no pair is left.
+        ValueError: a source is unknown, a needed column is missing, or no pair is left.
     """
+    if unknown := sources.keys() - REQUIRED.keys():
+        raise ValueError(f"There is no source {', '.join(unknown)}; expected {' and '.join(REQUIRED)}. "
+                         "For your own data use pairs_from.")
     rows = []
     for name, frame in sources.items():
-        if name not in REQUIRED:
-            raise ValueError(f"There is no source {name!r}; expected {' and '.join(REQUIRED)}.")
         cells = zip(*(check_source(frame, name)[column].tolist() for column in REQUIRED[name]), strict=True)
-        if name == "medquad":
-            rows += [Row(question, answer, name, focus_area) for question, answer, focus_area in cells]
-        else:
-            rows += [Row(question, answer, name, "", kind, options, correct) for kind, question, options, correct, answer in cells]
+        fields = [FIELDS.get(column, column) for column in REQUIRED[name]]
+        rows += [Row(source=name, **dict(zip(fields, row, strict=True))) for row in cells]
     rows, funnel = clean_rows(rows)
     if not rows:
         raise ValueError(f"No pair is left of {funnel[0]['rows']} raw rows; the funnel is {funnel}.")
-    pairs = pd.DataFrame({column: [getattr(row, column) for row in rows] for column in COLUMNS if column != "group"})
+    return make_pairs(rows, funnel)
+
+
+def make_pairs(rows: list[Row], funnel: list[dict]) -> pd.DataFrame:
+    """The rows as a frame with their leakage groups."""
+    pairs = pd.DataFrame(rows)
     pairs["group"] = link_groups(pairs)
     pairs = pairs[list(COLUMNS)]
     pairs.attrs["funnel"] = funnel
     return pairs
 
 
-# --- keep ------------------------------------------------------------------------------------------------------------
-
-
 def save_splits(splits: DatasetDict, folder: str | Path, about: dict | None = None) -> Path:
-    """Write the splits as Arrow with a manifest: rows, SHA-256 of each split's content, versions, and `about`.
+    """Write the splits as Arrow with a manifest: rows and SHA-256 of each split, versions, `about`.
 
-    Written beside and moved into place, so an interrupted run leaves the old folder or none.
-
-    Raises:
-        OSError: too little disk; the message gives both numbers.
+    Written beside under a name of this machine and process, then moved into place: an interrupted run leaves
+    the old folder or none, and two runtimes on one Drive do not meet.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = 2 * sum(split.data.nbytes for split in splits.values()), shutil.disk_usage(folder.parent).free
-    if free < needed:
-        raise OSError(f"{folder.parent} has {free / 1e6:.0f} MB left; the splits need {needed / 1e6:.0f} MB. Free some, or set MEDQA_HOME.")
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    with hide_progress():
-        splits.save_to_disk(partial)
-    manifest = {"rows": {name: len(split) for name, split in splits.items()}, "sha256": hash_splits(splits),
-                "versions": {"python": platform.python_version(), **{name: version(name) for name in ("pandas", "datasets", "pyarrow")}},
-                **(about or {})}
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
-    try:
-        return partial.rename(folder)
-    except OSError:  # something is there
-        if _holds(folder, manifest["sha256"]):  # another process of the same run was faster, and may be reading it
-            shutil.rmtree(partial)
-            return folder
-        shutil.rmtree(folder)
-        return partial.rename(folder)
+    from datasets import disable_progress_bars
 
-
-def _holds(folder: Path, hashes: dict[str, str]) -> bool:
-    try:
-        return hash_splits(load_splits(folder)) == hashes
-    except (FileNotFoundError, ValueError):
-        return False
-
-
-@contextmanager
-def hide_progress() -> Iterator[None]:
-    """Keep the three bars of `datasets`, a second in all, out of a notebook's output."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    were_hidden = are_progress_bars_disabled()
     disable_progress_bars()
+    folder = Path(folder)
+    partial = folder.with_name(f"{folder.name}.partial-{platform.node()}-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    splits.save_to_disk(partial)
+    versions = {name: version(name) for name in ("pandas", "datasets", "pyarrow")}
+    manifest = {"rows": {name: len(split) for name, split in splits.items()}, "sha256": hash_splits(splits),
+                "versions": {"python": platform.python_version(), **versions}, **(about or {})}
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (partial / "manifest.json").write_text(text, encoding="utf-8")
     try:
-        yield
-    finally:
-        if not were_hidden:
-            enable_progress_bars()
+        return partial.rename(folder)
+    except OSError:  # something is there: other or damaged splits, or these, from a faster process
+        try:
+            is_same = hash_splits(load_splits(folder)) == manifest["sha256"]
+        except ValueError:
+            is_same = False
+        shutil.rmtree(partial if is_same else folder)
+        return folder if is_same else partial.rename(folder)
 
 
 def load_splits(folder: str | Path) -> DatasetDict:
@@ -123,11 +99,10 @@ def load_splits(folder: str | Path) -> DatasetDict:
     """
     from datasets import load_from_disk
 
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise FileNotFoundError(f"There are no saved splits in {folder}; make them with prepare_splits().")
     try:
-        expected = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]
+        expected = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))["sha256"]
         splits = load_from_disk(str(folder))
         found = hash_splits(splits)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -138,7 +113,7 @@ def load_splits(folder: str | Path) -> DatasetDict:
 
 
 def hash_sources(sources: dict[str, pd.DataFrame]) -> str:
-    """Hex digest of the raw rows and of CLEANING_VERSION: it names the folder in which the splits are kept."""
+    """Hex digest of the raw rows and of CLEANING_VERSION: the name of the folder in which splits are kept."""
     digest = hashlib.sha256(f"cleaning {CLEANING_VERSION}".encode())
     for name, frame in sources.items():
         for row in zip(*(frame[column].tolist() for column in REQUIRED[name]), strict=True):
@@ -147,7 +122,7 @@ def hash_sources(sources: dict[str, pd.DataFrame]) -> str:
 
 
 def prepare_splits(by: str = "group", home: str | Path | None = None) -> DatasetDict:
-    """The splits of this profile's data, from `home`/data if they are kept there unharmed, else made and kept."""
+    """The splits of this profile's data, from `home`/data if they are there undamaged, else made and kept."""
     sources = load_sources()
     digest = hash_sources(sources)
     folder = Path(home or home_dir()) / "data" / digest[:16] / by
@@ -158,6 +133,6 @@ def prepare_splits(by: str = "group", home: str | Path | None = None) -> Dataset
     except ValueError as error:
         print(f"{error} Making them again.")
     pairs = merge_sources(sources)
-    origins = {name: {"origin": frame.attrs.get("origin", ""), "rows": len(frame)} for name, frame in sources.items()}
-    about = {"by": by, "seed": 42, "sources": origins, "source_sha256": digest, "funnel": pairs.attrs["funnel"]}
+    origins = {name: {"origin": frame.attrs["origin"], "rows": len(frame)} for name, frame in sources.items()}
+    about = {"by": by, "seed": 42, "sources": origins, "source_sha256": digest, **pairs.attrs}
     return load_splits(save_splits(split_pairs(pairs, by=by), folder, about))

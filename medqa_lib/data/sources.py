@@ -1,6 +1,6 @@
 """Raw rows of MedQuAD and AfriMed-QA: from Kaggle and the Hub, from a folder, or from the bundled sample.
 
-Licences: MedQuAD is CC BY 4.0, AfriMed-QA CC BY-NC-SA 4.0 (treat it as non-commercial). The sample was written for this project.
+Licences: MedQuAD CC BY 4.0, AfriMed-QA CC BY-NC-SA 4.0 (treat it as non-commercial). The sample is our own.
 """
 
 from __future__ import annotations
@@ -12,77 +12,78 @@ from pathlib import Path
 import pandas as pd
 
 from medqa_lib.config import current_profile
+from medqa_lib.reasons import hub_reason, try_again
 
 MEDQUAD_KAGGLE = "pythonafroz/medquad-medical-question-answer-for-ai-research"
 AFRIMEDQA_HUB = "intronhealth/afrimedqa_v2"  # gated
 AFRIMEDQA_MIRROR = "afrimedqa/afrimedqa_v2"
-HOW_TO_ACCEPT = (f"{AFRIMEDQA_HUB} is gated: accept its conditions on https://huggingface.co/datasets/{AFRIMEDQA_HUB}, "
-                 "then log in with a token of that account (HF_TOKEN; notebook 01).")
+HOW_TO_ACCEPT = (f"Accept the conditions on https://huggingface.co/datasets/{AFRIMEDQA_HUB} and log in with "
+                 "a token of that account (notebook 01).")
 SAMPLE_DIR = Path(__file__).parents[1] / "sample"
 FILES = {"medquad": "medquad.csv", "afrimedqa": "afrimedqa_v2*.csv"}
 REQUIRED = {"medquad": ("question", "answer", "focus_area"),
-            "afrimedqa": ("question_type", "question", "answer_options", "correct_answer", "answer_rationale")}
+            "afrimedqa": ("question_type", "question", "answer_options", "correct_answer",
+                          "answer_rationale")}
 
 
 def load_sources(data_dir: str | Path | None = None) -> dict[str, pd.DataFrame]:
-    """Raw rows of both sources, as their publishers' columns; `frame.attrs["origin"]` says where they come from.
+    """Raw rows per source with the publisher's columns; `frame.attrs["origin"]` says where from.
 
-    From `data_dir`, else MEDQA_DATA_DIR, else in the profile `gpu` Kaggle and the Hub, else the bundled sample.
+    From `data_dir` or MEDQA_DATA_DIR (one of the two files is enough), else in the profile `gpu` from Kaggle
+    and the Hub, else from the bundled sample.
 
     Raises:
-        FileNotFoundError: the folder or one of its two files is not there.
+        FileNotFoundError: the folder holds neither file, or two of one source.
         ValueError: a file is empty, not UTF-8, no CSV, or lacks a needed column.
-        RuntimeError: a download failed; the message says what to do.
+        RuntimeError: a download failed; the message says why and what to do.
     """
     folder = data_dir or os.environ.get("MEDQA_DATA_DIR")
     if not folder and current_profile().name == "gpu":
         return {"medquad": download_medquad(), "afrimedqa": download_afrimedqa()}
     folder = Path(folder or SAMPLE_DIR).expanduser()
-    return {name: read_source(find_file(folder, name), name) for name in FILES}
+    paths = {name: path for name in FILES if (path := find_file(folder, name))}
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds neither {' nor '.join(FILES.values())} (or .gz). Set "
+                                "MEDQA_DATA_DIR to a folder with one or both, or unset it.")
+    if len(paths) < len(FILES):
+        print(f"{folder} holds one source, {', '.join(paths)}: it is used alone.")
+    return {name: read_source(path, name) for name, path in paths.items()}
 
 
-def find_file(folder: Path, name: str) -> Path:
-    """The one file of a source in a folder, packed with gzip or not."""
+def find_file(folder: Path, name: str) -> Path | None:
+    """The file of a source in a folder, packed with gzip or not; None if there is none."""
     found = sorted([*folder.glob(FILES[name]), *folder.glob(FILES[name] + ".gz")])
-    if len(found) != 1:
-        what = f"{len(found)} files" if found else "no file"
-        raise FileNotFoundError(f"{folder} holds {what} {FILES[name]}[.gz]; expected one. Set MEDQA_DATA_DIR to a folder with "
-                                f"{' and '.join(FILES.values())}, or unset it to use the profile's own data.")
-    return found[0]
+    if len(found) > 1:
+        raise FileNotFoundError(f"{folder} holds {len(found)} files {FILES[name]}[.gz]; leave one of them.")
+    return found[0] if found else None
+
+
+def read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
+    """A CSV file with every cell as text; a ValueError names the file and what is wrong with it."""
+    try:
+        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, EOFError, OSError, zlib.error) as error:  # empty, not UTF-8, no CSV, cut
+        raise ValueError(f"{path} cannot be read as CSV in UTF-8 ({str(error).strip()}).") from None
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus cells for row names
+        raise ValueError(f"{path} cannot be read as CSV in UTF-8 (a row has more cells than the header).")
+    return frame
 
 
 def read_source(path: Path, name: str) -> pd.DataFrame:
-    """A source's CSV file with every cell as text.
-
-    Raises:
-        ValueError: one line that names the file and what is wrong with it.
-    """
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}). Save it as UTF-8.") from None
-    except pd.errors.EmptyDataError:
-        raise ValueError(f"{path} is empty; expected a header and rows. Fetch the file again.") from None
-    except (pd.errors.ParserError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as CSV ({str(error).strip()}). Fetch the file again.") from None
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus cells for row names
-        raise ValueError(f"{path} cannot be read as CSV (a row has more cells than the header). Fetch the file again.")
+    """A source's CSV file, checked."""
+    frame = read_csv(path)
     frame.attrs["origin"] = "bundled sample" if path.parent == SAMPLE_DIR else path.name
     return check_source(frame, name)
 
 
 def check_source(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The frame itself, if it has the needed columns and a row.
-
-    Raises:
-        ValueError: it has not.
-    """
+    """The frame itself, if it has the needed columns and a row; else a ValueError says what it lacks."""
     origin = frame.attrs.get("origin", name)
     if missing := [column for column in REQUIRED[name] if column not in frame.columns]:
-        raise ValueError(f"{origin}: no column {', '.join(missing)}; it has {', '.join(map(str, frame.columns)) or 'none'}. "
-                         f"Expected the columns of {name}: {', '.join(REQUIRED[name])}.")
+        raise ValueError(f"{origin}: no column {', '.join(missing)}; expected {', '.join(REQUIRED[name])}. "
+                         f"It has {', '.join(map(str, frame.columns[:20])) or 'none'}.")
     if frame.empty:
-        raise ValueError(f"{origin}: no row below the header. Fetch the file again.")
+        raise ValueError(f"{origin}: no row below the header.")
     return frame
 
 
@@ -91,30 +92,36 @@ def download_medquad() -> pd.DataFrame:
     import kagglehub
 
     try:
-        folder = kagglehub.dataset_download(MEDQUAD_KAGGLE)
+        folder = try_again(lambda: kagglehub.dataset_download(MEDQUAD_KAGGLE), "MedQuAD", "Kaggle")
     except Exception as error:  # kagglehub raises what its HTTP client raises
-        raise RuntimeError(f"MedQuAD could not be fetched from kaggle.com/datasets/{MEDQUAD_KAGGLE} ({type(error).__name__}: {error}). "
-                           "Check the network, or download it by hand and set MEDQA_DATA_DIR to its folder.") from error
-    frame = read_source(find_file(Path(folder), "medquad"), "medquad")
+        raise RuntimeError(f"MedQuAD could not be fetched from kaggle.com/datasets/{MEDQUAD_KAGGLE}: "
+                           f"{hub_reason(error, 'Kaggle')}. Run again later, or download it by hand and set "
+                           "MEDQA_DATA_DIR to its folder.") from error
+    frame = read_source(Path(folder) / FILES["medquad"], "medquad")
     frame.attrs["origin"] = f"kaggle.com/datasets/{MEDQUAD_KAGGLE}"
+    return frame
+
+
+def load_hub(repository: str) -> pd.DataFrame:
+    """All rows of a data set of the Hub."""
+    from datasets import disable_progress_bars, load_dataset
+
+    disable_progress_bars()
+    parts = try_again(lambda: load_dataset(repository), repository)
+    frame = pd.concat([part.to_pandas() for part in parts.values()], ignore_index=True)
+    frame.attrs["origin"] = f"huggingface.co/datasets/{repository}"
     return frame
 
 
 def download_afrimedqa() -> pd.DataFrame:
     """AfriMed-QA v2 from the Hub (CC BY-NC-SA 4.0): the gated original, else its open mirror, saying so."""
-    from datasets import load_dataset
-
     reasons = []
     for repository in (AFRIMEDQA_HUB, AFRIMEDQA_MIRROR):
         try:
-            parts = load_dataset(repository)
-        except Exception as error:  # gated, offline, renamed: datasets, huggingface_hub and httpx each raise their own
-            reasons.append(f"{repository}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-            if repository == AFRIMEDQA_HUB:
-                print(f"Cannot read {reasons[0]}\n{HOW_TO_ACCEPT} Trying the open mirror {AFRIMEDQA_MIRROR}.")
-            continue
-        frame = pd.concat([part.to_pandas() for part in parts.values()], ignore_index=True)
-        frame.attrs["origin"] = f"huggingface.co/datasets/{repository}"
-        return check_source(frame, "afrimedqa")
-    raise RuntimeError(f"AfriMed-QA could not be fetched ({'; '.join(reasons)}). Check the network. {HOW_TO_ACCEPT} "
-                       "Or set MEDQA_DATA_DIR to a folder with the CSV files.")
+            return check_source(load_hub(repository), "afrimedqa")
+        except Exception as error:  # datasets, huggingface_hub and httpx each raise their own
+            reasons.append(f"{repository}: {hub_reason(error)}")
+        if repository == AFRIMEDQA_HUB:
+            print(f"Cannot read {reasons[0]}. {HOW_TO_ACCEPT} Trying the open mirror {AFRIMEDQA_MIRROR}.")
+    raise RuntimeError(f"AfriMed-QA could not be fetched ({'; '.join(reasons)}). Run again later, or set "
+                       f"MEDQA_DATA_DIR to a folder with the CSV files. {HOW_TO_ACCEPT}")

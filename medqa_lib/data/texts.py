@@ -1,7 +1,4 @@
-"""Cleaning rules on one text: what the sources' export left in questions and answers, taken out again.
-
-`cleaning.py` applies them to rows and counts what they change.
-"""
+"""Cleaning rules on one text: they take out what the sources' export left in questions and answers."""
 
 from __future__ import annotations
 
@@ -27,95 +24,92 @@ def text_cell(cell: Any) -> str:
 
 
 def text_key(text: str) -> str:
-    """Texts with the same words in the same order have the same key: `"What is Gout ?"` -> `"what is gout"`."""
-    text = text.casefold()
-    return " ".join(text.translate(_ASCII_GAPS).split() if text.isascii() else _WORDS.findall(text))  # the first form is five times as fast
+    """A key that texts of the same words in the same order share: `"What is Gout ?"` -> `"what is gout"`."""
+    text = text.casefold()  # ASCII by table is five times as fast
+    return " ".join(text.translate(_ASCII_GAPS).split() if text.isascii() else _WORDS.findall(text))
 
 
 _INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad\ufffc\ufffd\ufffe\uffff"
-_LOOKALIKES = {"'": "\u2018\u2019\u02bc", '"': "\u201c\u201d", "-": "\u2010\u2011\u2012\u2013\u2212", "...": "\u2026", "": _INVISIBLE}
+_LOOKALIKES = {"'": "\u2018\u2019\u02bc", '"': "\u201c\u201d", "-": "\u2010\u2011\u2012\u2013\u2212",
+               "...": "\u2026", "": _INVISIBLE}
 _CHARACTERS = str.maketrans({odd: plain for plain, odd_ones in _LOOKALIKES.items() for odd in odd_ones})
-# By name, because `p<0.05`, `<50%` and control-token text such as `</s>` are content (prompts.py makes the latter harmless).
+# Tags by name: `p<0.05`, `<50%` and `</s>` are content (prompts.py makes control-token text harmless).
 _TAG = r"</?(?:{names})(?:\s+[\w-]+\s*=[^<>]*)?\s*/?>"
 _INLINE_TAG = re.compile(_TAG.format(names="b|i|u|em|strong|a|span|font"), re.IGNORECASE)
-_BLOCK_TAG = re.compile(_TAG.format(names="p|br|hr|div|ul|ol|li|table|tr|td|th|h[1-6]|img|sup|sub"), re.IGNORECASE)
+_BLOCK_NAMES = "p|br|hr|div|ul|ol|li|table|tr|td|th|h[1-6]|img|sup|sub"
+_BLOCK_TAG = re.compile(_TAG.format(names=_BLOCK_NAMES), re.IGNORECASE)
 
 
 def clean_text(text: str) -> str:
-    """Composed Unicode, plain quotes and hyphens, no entities, tags or control characters, white space folded."""
+    """Composed Unicode, plain quotes and hyphens, no entities, tags, control characters or double spaces."""
     for _ in range(3):  # pages are often escaped twice
         text = html.unescape(text)
     if "<" in text:
         text = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", text))
-    text = " ".join(unicodedata.normalize("NFC", text.translate(_CHARACTERS)).split())
+    text = unicodedata.normalize("NFC", " ".join(text.translate(_CHARACTERS).split()))
     if not text.isprintable():
-        text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
-    return re.sub(r"\.{4,}", "...", text) if "...." in text else text
+        text = "".join(character if character.isprintable() else " " for character in text)
+    return re.sub(r"\.{4,}", "...", " ".join(text.split()))
 
 
-# --- questions -------------------------------------------------------------------------------------------------------
+# --- questions ----------------------------------------------------------------------------------------------
 
 _AGE = r"\d+[- ]?(?:year|yr|month|week|day|hour)"
 _NUMBERING = re.compile(
     r"^(?:\[[Ss]peaker \d+\]:|[Qq](?:uestion)?\s*\d*\s*[:.)]"  # [Speaker 2]:  Question:  Q3.
-    rf"|\d{{1,3}}(?:\.\d{{1,2}})?\s*[.)](?=\s|[A-Za-z\"'.]|{_AGE})|\d{{1,3}}(?=[A-Z][a-z])"  # 71.  64.9.  21.45-year-old  6During
+    rf"|\d{{1,3}}(?:\.\d{{1,2}})?\s*[.)](?=\s|[A-Za-z\"'.]|{_AGE})"  # 71.  64.9.  21.45-year-old
+    r"|\d{1,3}(?=[A-Z][a-z])"  # 6During
     r"|(?!\.\.\.)[.):;,]+)\s*"  # stray punctuation, but not the gap of "... is the commonest cause"
 )
+_ABOUT = re.compile(r"what i need to know about ", re.IGNORECASE)
 _REWRITES = (
-    (re.compile(r"what i need to know about ", re.IGNORECASE), ""),
-    (re.compile(r"^what research \(or clinical trials\) is being done", re.IGNORECASE), "What research is being done"),
+    (_ABOUT, ""),
+    (re.compile(r"^what research \(or clinical trials\) is", re.IGNORECASE), "What research is"),
     (re.compile(r"(?:\s*\?)+"), "?"),
     (re.compile(r"^(do you have information about [^?]+)$", re.IGNORECASE), r"\1?"),
 )
 _EMPTY_SLOT = re.compile(
-    r"(?:what (?:is|are|is \(are\)|causes|to do for)|what are the (?:\w+ )+(?:of|for|to)|what is the outlook for|is inherited|)\s*\?*"
-    r"|(?:who is at risk for|how to (?:prevent|diagnose)|how many people are affected by|what research is being done for)\s*\?*"
-    r"|do you have information about\s*\?*", re.IGNORECASE)
+    r"(?:what (?:is|are|is \(are\)|causes|to do for)|what are the (?:\w+ )+(?:of|for|to)"
+    r"|what is the outlook for|is inherited|who is at risk for|how to (?:prevent|diagnose)"
+    r"|how many people are affected by|what research is being done for|do you have information about|)\s*\?*",
+    re.IGNORECASE)
 
 
-def strip_numbering(question: str) -> str:
-    """The question without its number, label or stray punctuation: `"71. Characteristics of breast milk"`."""
-    while (shorter := _NUMBERING.sub("", question, count=1)) != question:
-        question = shorter
-    return question
+def fix_focus_area(focus_area: str) -> str:
+    """The disease alone: `"What I need to know about Gallstones"` -> `"Gallstones"`."""
+    return _ABOUT.sub("", focus_area)
 
 
 def fix_question(question: str, focus_area: str = "", answer: str = "") -> str:
     """The question without numbering and template marks; "" where the template's slot is empty.
 
-    `What is (are) X ?` becomes `What are X?` where the answer soon speaks of X in the plural, else `What is X?`.
-
-    Example:
-        >>> fix_question("What is (are) Kidney Stones ?", "Kidney Stones", "Kidney stones are hard deposits ...")
-        'What are Kidney Stones?'
+    `What is (are) X ?` becomes `What are X?` where the answer soon says "X are", else `What is X?`.
     """
     if question.count('"') % 2 or re.fullmatch(r'"[^"]*"', question):
         question = question.strip('" ')
-    question = strip_numbering(question)
+    while (shorter := _NUMBERING.sub("", question, count=1)) != question:
+        question = shorter
     for pattern, replacement in _REWRITES:
         question = pattern.sub(replacement, question)
     if _EMPTY_SLOT.fullmatch(question):
         return ""
     is_plural = bool(focus_area) and f"{focus_area} are ".casefold() in answer[:300].casefold()
-    question = re.sub(r"^what is \(are\)", "What are" if is_plural else "What is", question, flags=re.IGNORECASE)
+    verb = "What are" if is_plural else "What is"
+    question = re.sub(r"^what is \(are\)", verb, question, flags=re.IGNORECASE)
     return question if question[1:2].isupper() else question[:1].upper() + question[1:]
 
 
-def fix_focus_area(focus_area: str) -> str:
-    """The disease alone: `"What I need to know about Gallstones"` -> `"Gallstones"`."""
-    return _REWRITES[0][0].sub("", focus_area)
+# --- answers ------------------------------------------------------------------------------------------------
 
-
-# --- answers ---------------------------------------------------------------------------------------------------------
-
-_ANSWER_LABEL = re.compile(r"^(?:correct )?answer\s*(?::|\(detailed solution below\)|(?=option\b))\s*", re.IGNORECASE)
+_ANSWER_LABEL = re.compile(r"^(?:correct )?answer\s*(?::|\(detailed solution below\)|(?=option\b))\s*",
+                           re.IGNORECASE)
 _OPTION_LABEL = re.compile(r"^(?:option\s*(?:[A-E]|\d)\s*(?:is (?:the )?correct(?: answer)?\s*)?|[A-E]\)?)"
                            r"(?:[:.]\s*|\s*(?=Explanation|Rationale)|$)", re.IGNORECASE)
 _REASON_LABEL = re.compile(r"^(?:explanation|rationale(?:/reasoning)?|reason)\s*:\s*", re.IGNORECASE)
 
 
 def strip_answer_label(answer: str) -> str:
-    """The answer without `Answer:`, `Option D is correct.` or a lone option letter in front, and without quotes around all of it."""
+    """The answer without `Answer:`, `Option D is correct.`, a lone option letter, or quotes around it all."""
     answer = answer[1:-1].strip() if re.fullmatch(r'"[^"]*"', answer) else answer
     rest = _ANSWER_LABEL.sub("", answer)
     if rest != answer or rest[:6].casefold() == "option":
@@ -129,20 +123,24 @@ _PHENOTYPE_TABLE = re.compile(r"The Human Phenotype Ontology provides.*?(?:may b
 
 
 def cut_phenotype_table(answer: str) -> str:
-    """The answer without the table of signs and frequencies that was flattened into it, and the table's legend."""
-    return " ".join(_PHENOTYPE_TABLE.sub(" ", answer).split()) if "Human Phenotype Ontology" in answer else answer
+    """The answer without the flattened table of signs and frequencies, and without the table's legend."""
+    if "Human Phenotype Ontology" not in answer:
+        return answer
+    return " ".join(_PHENOTYPE_TABLE.sub(" ", answer).split())
 
 
-_LEAD_IN = re.compile(r"^(?:Key Points\b[\s:-]*|Summary\s*:\s*|On this Page\b(?:[^.!?]*\?)*\s*|Frequently Asked Que+stions \(FAQs\)\s*)")
+_LEAD_IN = re.compile(r"^(?:Key Points\b[\s:-]*|Summary\s*:\s*|On this Page\b(?:[^.!?]*\?)*\s*"
+                      r"|Frequently Asked Que+stions \(FAQs\)\s*)")
 _CREDIT = re.compile(
-    r"(?<!the )\b(?:NIH: National [^.?!:]{5,100}|Centers for Disease Control and Prevention|Food and Drug Administration"
-    r"|Federal Emergency Management Agency|Dept\. of Health and Human Services [^.?!:]{5,60}|More on: [^.?!:]{3,80})$")
+    r"(?<!the )\b(?:NIH: National [^.?!:]{5,100}|Centers for Disease Control and Prevention"
+    r"|Food and Drug Administration|Federal Emergency Management Agency"
+    r"|Dept\. of Health and Human Services [^.?!:]{5,60}|More on: [^.?!:]{3,80})$")
 _CREDIT_CHARACTERS = 130  # longest credit; the search looks at the end of the answer only
 _PLAYER_HELP = re.compile(r"\(Watch the video[^()]*(?:\([^()]*\)[^()]*)*\)|\bTop of page\b")
 
 
 def strip_page_parts(answer: str) -> str:
-    """The answer without parts of its web page: heading, table of contents, help of the video player, publisher's name."""
+    """The answer without heading, table of contents, the video player's help and the publisher's name."""
     if "Watch the video" in answer or "Top of page" in answer:
         answer = " ".join(_PLAYER_HELP.sub(" ", answer).split())
     while (shorter := _LEAD_IN.sub("", answer, count=1)) != answer:
@@ -152,8 +150,9 @@ def strip_page_parts(answer: str) -> str:
     return answer
 
 
-_FUNCTION_WORDS = frozenset("""a an and any are as be been being by can could do does for from get has have how in inherited information is
-    it many might of on or people someone that the there to treated treatment treatments what when which who with you""".split())
+_FUNCTION_WORDS = frozenset("""a an and any are as be been being by can could do does for from get has have
+    how in inherited information is it many might of on or people someone that the there to treated treatment
+    treatments what when which who with you""".split())
 
 
 def strip_echo(answer: str, question: str) -> str:
@@ -172,4 +171,5 @@ _URL = re.compile(r"(?:https?://|www\.)\S+")
 
 def has_only_links(answer: str) -> bool:
     """Whether the answer is a list of links and their titles."""
-    return bool(_LINKS_ONLY.match(answer)) or ("http" in answer or "www." in answer) and len(_URL.sub("", answer).split()) < 3
+    has_url = "http" in answer or "www." in answer
+    return bool(_LINKS_ONLY.match(answer)) or has_url and len(_URL.sub("", answer).split()) < 3

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medqa_lib.data import choices, cleaning, texts
+from medqa_lib.data import cleaning, texts
 from medqa_lib.data.cleaning import Row, clean_rows
 
 ANSWER = "Rest, fluids and time are all that most people need."
@@ -208,30 +208,31 @@ def test_text_key_ignores_case_and_spacing_of_ordinary_text(text):
 # --- choices ---------------------------------------------------------------------------------------------------------
 
 
-def test_tidy_options_strips_letters_in_place_and_stray_marks():
-    assert choices.tidy_options((". Shigella;", "b) Cholera", "C)Rotavirus")) == (
-        "Shigella",
-        "Cholera",
-        "Rotavirus",
-    )
-    assert choices.tidy_options(("a.\tOne", "Two", "c. Three")) == ("One", "Two", "Three")
-    assert choices.tidy_options(("a. One", "b. Two", "b. Three")) == ("One", "Two", "Three")
+def make_mcq(*options, correct=(0,)) -> Row:
+    return Row("Which organ?", "", "afrimedqa", kind="mcq", options=options, correct=correct)
 
 
-def test_tidy_options_keeps_names_that_begin_with_a_letter_and_a_dot():
-    names = ("E.coli", "E.histolytica", "C. difficile", "none")
-    assert choices.tidy_options(names) == names
+@pytest.mark.parametrize(
+    ("raw", "tidy"),
+    [
+        ((". Shigella;", "b) Cholera", "C)Rotavirus"), ("Shigella", "Cholera", "Rotavirus")),
+        (("a.\tOne", "Two", "c. Three"), ("One", "Two", "Three")),
+        (("a. One", "b. Two", "b. Three"), ("One", "Two", "Three")),
+        (("a. Shigella", "b. Rotavirus", "E. coli"), ("Shigella", "Rotavirus", "E. coli")),
+        (
+            ("E.coli", "E.histolytica", "C. difficile", "none"),
+            ("E.coli", "E.histolytica", "C. difficile", "none"),
+        ),
+    ],
+)
+def test_tidy_options_strips_letters_in_place_but_not_of_names(raw, tidy):
+    assert cleaning.tidy_options(make_mcq(*raw)).options == tidy
 
 
-def test_merge_equal_options_moves_the_key():
-    assert choices.merge_equal_options(("Skin", "Liver", "Liver.", "Lung"), (3,)) == (
-        ("Skin", "Liver", "Lung"),
-        (2,),
-    )
-    assert choices.merge_equal_options(("Skin", "Liver", "Liver.", "Lung"), (2,)) == (
-        ("Skin", "Liver", "Lung"),
-        (1,),
-    )
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 1)])
+def test_merge_equal_options_moves_the_key(before, after):
+    row = cleaning.merge_equal_options(make_mcq("Skin", "Liver", "Liver.", "Lung", correct=(before,)))
+    assert (row.options, row.correct) == (("Skin", "Liver", "Lung"), (after,))
 
 
 def test_clean_rows_keeps_options_that_differ_in_case_apart():

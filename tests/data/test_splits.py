@@ -166,9 +166,9 @@ def test_split_pairs_refuses_what_it_cannot_split():
 
 
 def test_split_pairs_refuses_to_leave_a_split_empty():
-    with pytest.raises(ValueError, match="3 pairs are too few.*validation, test would be empty"):
+    with pytest.raises(ValueError, match="3 pairs.*validation, test"):
         split_pairs(make_pairs([{"group": "a"}] * 3))
-    with pytest.raises(ValueError, match="30 pairs.*more or smaller groups"):
+    with pytest.raises(ValueError, match="30 pairs in 1 group"):
         split_pairs(make_pairs([{"group": "a"}] * 30))
 
 

@@ -1,15 +1,12 @@
-"""Sources, the merged pairs of the bundled sample, and splits kept on disk."""
+"""The merged pairs of the bundled sample, and splits kept on disk."""
 
-import gzip
 import json
 import os
-import sys
 import time
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
 from medqa_lib.data import (
     hash_splits,
@@ -37,12 +34,8 @@ SAMPLE_SHA256 = {
         "test": "269ee7e9cc110517a567fe340f2f2841c85329ad5c8ce4ab08bc9855df731caa",
     },
 }
+SAMPLE_FOLDER = "c8ea908a8f0ed10d"  # of the sample and CLEANING_VERSION 1: no edit of a module changes it
 REAL_DIR = os.environ.get("MEDQA_DATA_DIR")  # of the caller; the tests run without it
-MEDQUAD = "question,answer,source,focus_area\nWhat is gout?,Gout is a disease of joints.,x,gout\n"
-AFRIMEDQA = (
-    "sample_id,question_type,question,answer_options,correct_answer,answer_rationale\n"
-    '1,mcq,Which organ?,"{""option1"": ""Liver"", ""option2"": ""Spleen""}",option2,No rationale\n'
-)
 
 
 @pytest.fixture(autouse=True)
@@ -55,141 +48,6 @@ def _no_folder_of_the_caller(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def pairs() -> pd.DataFrame:
     return merge_sources(load_sources(sources.SAMPLE_DIR))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "medquad.csv").write_text(MEDQUAD)
-    (tmp_path / "afrimedqa_v2_x.csv").write_text(AFRIMEDQA)
-    return tmp_path
-
-
-# --- sources ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("profile", ["smoke", "cpu"])
-def test_load_sources_takes_the_bundled_sample_off_the_gpu(monkeypatch, profile):
-    monkeypatch.setenv("MEDQA_PROFILE", profile)
-    frames = load_sources()
-    assert {name: frame.attrs["origin"] for name, frame in frames.items()} == dict.fromkeys(
-        ("medquad", "afrimedqa"), "bundled sample"
-    )
-    assert list(frames["medquad"]) == ["question", "answer", "source", "focus_area"]
-    assert list(frames["afrimedqa"]) == [
-        "sample_id",
-        "question_type",
-        "tier",
-        "prompt",
-        "question",
-        "question_clean",
-        "answer_options",
-        "correct_answer",
-        "answer_rationale",
-    ]
-
-
-def test_load_sources_prefers_a_folder_to_a_download(monkeypatch, folder):
-    monkeypatch.setenv("MEDQA_PROFILE", "gpu")
-    monkeypatch.setenv("MEDQA_DATA_DIR", str(folder))
-    with gzip.open(folder / "medquad.csv.gz", "wt") as file:
-        file.write(MEDQUAD)
-    (folder / "medquad.csv").unlink()
-    frames = load_sources()
-    assert (
-        frames["medquad"]["focus_area"].tolist() == ["gout"]
-        and frames["medquad"].attrs["origin"] == "medquad.csv.gz"
-    )
-    assert frames["afrimedqa"]["correct_answer"].tolist() == ["option2"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is empty"),
-        (b"question,answer,focus_area\n", "no row below the header"),
-        (b"question,reply\nWhat?,That.\n", "no column answer, focus_area; it has question, reply"),
-        (
-            "question,answer,focus_area\nM\u00e9ni\u00e8re?,x,y\n".encode("latin-1"),
-            "not UTF-8 .byte 0xe9 at 2[0-9]",
-        ),
-        (b'question,answer,focus_area\n"What?,x,y\n', "cannot be read as CSV"),
-        (
-            b"question,answer,focus_area\na,b,c,d,e\nf,g,h,i,j\n",
-            "cannot be read as CSV .a row has more cells",
-        ),
-        (b"question,answer,focus_area\na,b,c\nf,g,h,i,j\n", "cannot be read as CSV"),
-    ],
-)
-def test_load_sources_names_the_file_and_what_is_wrong(folder, content, message):
-    (folder / "medquad.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=f"medquad.csv.*{message}") as error:
-        load_sources(folder)
-    assert "\n" not in str(error.value)
-
-
-def test_load_sources_reports_a_file_that_is_cut_off(folder):
-    whole = gzip.compress(AFRIMEDQA.encode() * 50)
-    (folder / "afrimedqa_v2_x.csv").unlink()
-    (folder / "afrimedqa_v2_x.csv.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="afrimedqa_v2_x.csv.gz cannot be read"):
-        load_sources(folder)
-
-
-def test_load_sources_reports_missing_and_doubled_files(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file medquad.csv.*MEDQA_DATA_DIR"):
-        load_sources(tmp_path / "nowhere")
-    (folder / "afrimedqa_v2_y.csv").write_text(AFRIMEDQA)
-    with pytest.raises(FileNotFoundError, match="holds 2 files afrimedqa_v2"):
-        load_sources(folder)
-
-
-def test_load_sources_reads_a_byte_order_mark_and_keeps_the_word_none(folder):
-    (folder / "medquad.csv").write_bytes(b"\xef\xbb\xbf" + MEDQUAD.encode() + b"What is left?,None,x,NA\n")
-    assert load_sources(folder)["medquad"][["answer", "focus_area"]].iloc[1].tolist() == ["None", "NA"]
-
-
-def test_load_sources_downloads_for_the_gpu_and_falls_back_to_the_mirror(monkeypatch, folder, capsys):
-    monkeypatch.setenv("MEDQA_PROFILE", "gpu")
-    asked = []
-
-    def load_dataset(repository):
-        asked.append(repository)
-        if repository == sources.AFRIMEDQA_HUB:
-            raise RuntimeError("Dataset is gated. You must be authenticated\nto access it.")
-        return {
-            "train": Dataset.from_csv(str(folder / "afrimedqa_v2_x.csv"), cache_dir=str(folder / "cache"))
-        }
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(dataset_download=lambda name: str(folder)))
-    frames = load_sources()
-    assert asked == ["intronhealth/afrimedqa_v2", "afrimedqa/afrimedqa_v2"]
-    assert frames["afrimedqa"].attrs["origin"] == "huggingface.co/datasets/afrimedqa/afrimedqa_v2"
-    assert merge_sources(frames)["answer"].tolist() == ["Gout is a disease of joints.", "Spleen"]
-    printed = capsys.readouterr().out
-    assert (
-        "accept its conditions on https://huggingface.co/datasets/intronhealth/afrimedqa_v2" in printed
-        and "mirror" in printed
-    )
-
-
-def test_load_sources_says_what_to_do_without_a_network(monkeypatch):
-    monkeypatch.setenv("MEDQA_PROFILE", "gpu")
-
-    def fail(*_):
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(dataset_download=fail))
-    with pytest.raises(
-        RuntimeError, match="kaggle.com/datasets/pythonafroz.*no route to host.*MEDQA_DATA_DIR"
-    ):
-        load_sources()
-    monkeypatch.setattr("datasets.load_dataset", fail)
-    with pytest.raises(
-        RuntimeError,
-        match="intronhealth.*afrimedqa/afrimedqa_v2: ConnectionError: no route.*HF_TOKEN.*MEDQA_DATA_DIR",
-    ):
-        sources.download_afrimedqa()
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -239,7 +97,7 @@ def test_merge_sources_of_the_sample_fits_short_models(pairs):
 
 def test_merge_sources_refuses_unknown_and_unusable_sources():
     frames = load_sources(sources.SAMPLE_DIR)
-    with pytest.raises(ValueError, match="no source 'pubmed'"):
+    with pytest.raises(ValueError, match="pubmed"):
         merge_sources({"pubmed": frames["medquad"]})
     with pytest.raises(ValueError, match="no column answer_rationale"):
         merge_sources({"afrimedqa": frames["afrimedqa"].drop(columns="answer_rationale")})
@@ -285,14 +143,15 @@ def test_prepare_splits_keeps_its_work_and_says_what_it_holds(monkeypatch, tmp_p
     assert hash_splits(prepare_splits()) == hash_splits(first)
 
 
-def test_prepare_splits_keeps_both_splits_and_notices_other_sources(monkeypatch, folder):
-    home = folder / "elsewhere"
+def test_prepare_splits_keeps_both_splits_and_notices_other_sources(monkeypatch, tmp_path, capsys):
+    home = tmp_path / "elsewhere"
     prepare_splits(home=home)
     prepare_splits(by="random", home=home)
-    more = "".join(f"What is disease {i}?,Disease {i} is made up.,x,d{i}\n" for i in range(20))
-    (folder / "medquad.csv").write_text(MEDQUAD + more)
-    monkeypatch.setenv("MEDQA_DATA_DIR", str(folder))
-    prepare_splits(home=home)
+    rows = "".join(f"What is disease {i}?,Disease {i} is made up.,x,d{i}\n" for i in range(20))
+    (tmp_path / "medquad.csv").write_text("question,answer,source,focus_area\n" + rows)
+    monkeypatch.setenv("MEDQA_DATA_DIR", str(tmp_path))  # one source alone is enough
+    assert set(prepare_splits(home=home)["train"]["source"]) == {"medquad"}
+    assert "medquad" in capsys.readouterr().out
     assert sorted(path.parent.name for path in home.glob("data/*/*/manifest.json")) == [
         "group",
         "group",
@@ -300,13 +159,10 @@ def test_prepare_splits_keeps_both_splits_and_notices_other_sources(monkeypatch,
     ]
 
 
-def test_prepare_splits_notices_another_way_to_merge(monkeypatch, tmp_path):
+def test_prepare_splits_goes_by_the_cleaning_version_and_not_by_the_source_text(monkeypatch, tmp_path):
     prepare_splits()
-
-    def merge_fewer(sources):
-        return merge_sources(sources).iloc[1:]
-
-    monkeypatch.setattr(data, "merge_sources", merge_fewer)
+    assert [path.name for path in (tmp_path / "home" / "data").iterdir()] == [SAMPLE_FOLDER]
+    monkeypatch.setattr(data, "CLEANING_VERSION", data.CLEANING_VERSION + 1)
     prepare_splits()
     assert len(list((tmp_path / "home" / "data").glob("*/group"))) == 2
 
@@ -348,11 +204,21 @@ def test_load_splits_asks_for_splits_that_were_never_made(tmp_path):
         load_splits(tmp_path / "none")
 
 
-def test_save_splits_stops_before_it_fills_the_disk(monkeypatch, tmp_path):
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(OSError, match="0 MB left.*MEDQA_HOME"):
-        save_splits(DatasetDict({"train": Dataset.from_dict({"question": ["a" * 100]})}), tmp_path / "splits")
-    assert list(tmp_path.iterdir()) == []
+def test_save_splits_of_two_runtimes_on_one_drive_do_not_meet(tmp_path, pairs, monkeypatch):
+    """Machine B, whose process has the same number, saves while A is in the middle of it."""
+    splits, save_to_disk = split_pairs(pairs), DatasetDict.save_to_disk
+
+    def save_after_the_other(self, path):
+        save_to_disk(self, path)
+        monkeypatch.setattr(DatasetDict, "save_to_disk", save_to_disk)
+        monkeypatch.setattr(data.platform, "node", lambda: "machine-b")
+        save_splits(splits, tmp_path / "splits")
+
+    monkeypatch.setattr(DatasetDict, "save_to_disk", save_after_the_other)
+    monkeypatch.setattr(data.platform, "node", lambda: "machine-a")
+    folder = save_splits(splits, tmp_path / "splits")
+    assert hash_splits(load_splits(folder)) == hash_splits(splits)
+    assert [path.name for path in tmp_path.iterdir()] == ["splits"]
 
 
 def test_save_splits_keeps_the_folder_of_a_faster_process(tmp_path, pairs):
