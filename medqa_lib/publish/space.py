@@ -1,4 +1,4 @@
-"""The demo as a folder for Hugging Face Spaces."""
+"""The demo as a Hugging Face Space: a folder that runs with `python app.py`, and its upload."""
 
 from __future__ import annotations
 
@@ -8,65 +8,44 @@ import shutil
 from pathlib import Path
 
 from medqa_lib.config import MODELS, Profile, current_profile
-from medqa_lib.publish.hub import copy_adapter, public_name
+from medqa_lib.publish.hub import copy_adapter, public_name, upload
 
-SPACE_README = """\
----
-title: medqa
-emoji: 🩺
-colorFrom: blue
-colorTo: gray
-sdk: gradio
-sdk_version: {gradio}
-python_version: "{python}"
-app_file: app.py
-license: cc-by-nc-sa-4.0
----
-
-Base and tuned answers of {model} to medical questions, side by side. Research demo, **not medical advice**; the adapters are
-non-commercial (CC BY-NC-SA 4.0), since AfriMed-QA is. `python app.py` starts it anywhere.
-"""
-SPACE_APP = '''\
-"""Starts the demo with the adapters in this folder."""
-
-import os
-
-os.environ.setdefault("MEDQA_MODEL", "{model}")
-
-from medqa_lib.publish.demo import main  # noqa: E402
-
-main(["--adapter", "adapters"])
-'''
-SPACE_PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "gguf", "gradio")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "gguf", "gradio")
 
 
 def write_space(folder: Path, adapters: dict[str, Path], profile: Profile | None = None) -> Path:
-    """A folder that runs as a Hugging Face Space, or in any environment with its requirements: `python app.py`.
-
-    It holds these adapters and no others, a copy of this package, and the versions that are installed here.
+    """Adapters, this package, an app.py and the versions installed here. A Space that is there is replaced.
 
     Raises:
-        ValueError: the base model is a folder of this machine, or the folder's adapters were not put there by an earlier call.
+        ValueError: the base model is a folder of this machine, or `folder` holds something else than a Space.
     """
     profile = profile or current_profile()
     if profile.model not in MODELS and Path(profile.model).expanduser().exists():
-        raise ValueError(f"The base model {profile.model} is a folder of this machine, which a Space does not have: set MEDQA_MODEL to the "
-                         "model's name on the Hub, and write the Space again.")
-    shown, app, first_line = folder / "adapters", folder / "app.py", SPACE_APP.partition("\n")[0]
-    if shown.exists() and not (app.exists() and app.read_text().startswith(first_line)):
-        raise ValueError(f"{shown} is there already and is no Space's: it would be replaced. Choose another folder.")
-    package = Path(__file__).parents[1]
-    shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", "sample"), dirs_exist_ok=True)
-    app.write_text(SPACE_APP.format(model=profile.model))
-    new = folder / "adapters.new"
+        raise ValueError(f"The base model {profile.model} is a folder of this machine, which a Space does "
+                         "not have: set MEDQA_MODEL to the model's name on the Hub.")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "app.py").exists():
+        raise ValueError(f"{folder} holds something else than a Space. Choose another folder.")
+    new, package = folder.with_name(f"{folder.name}.new"), Path(__file__).parents[1]
     shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(package, new / package.name, ignore=shutil.ignore_patterns("__pycache__", "sample"))
     for name, source in adapters.items():
-        copy_adapter(source, new / name, public_name(profile))
-    shutil.rmtree(shown, ignore_errors=True)  # an earlier call's: what it holds would be published
-    if adapters:
-        new.rename(shown)
-    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in SPACE_PACKAGES}
-    (folder / "requirements.txt").write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
-    python = ".".join(platform.python_version_tuple()[:2])
-    (folder / "README.md").write_text(SPACE_README.format(gradio=versions["gradio"], python=python, model=profile.model), encoding="utf-8")
+        copy_adapter(source, new / "adapters" / name, public_name(profile))
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in PACKAGES}
+    requirements = "".join(f"{name}=={version}\n" for name, version in versions.items())
+    (new / "requirements.txt").write_text(requirements)
+    words = {"BASE_MODEL": profile.model, "GRADIO_VERSION": versions["gradio"],
+             "PYTHON_VERSION": ".".join(platform.python_version_tuple()[:2])}
+    for template, file in {"space.md": "README.md", "space_app.py": "app.py"}.items():
+        text = (Path(__file__).parent / template).read_text(encoding="utf-8")
+        for word, value in words.items():
+            text = text.replace(word, value)
+        (new / file).write_text(text, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
     return folder
+
+
+def push_space(folder: Path, repository: str, private: bool = True) -> str:
+    """Create the Space and upload the folder of `write_space` in place of its content; see `hub.upload`."""
+    return upload(folder, repository, {"delete_patterns": "*"}, private=private, repo_type="space",
+                  space_sdk="gradio")

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import shutil
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from smoke_adapters import SMOKE, make_adapter
 
 from medqa_lib.config import LoraSettings
@@ -13,7 +15,7 @@ from medqa_lib.evaluation.generation import generate_answers
 from medqa_lib.model import load_merged, load_tokenizer
 from medqa_lib.publish import demo, space
 from medqa_lib.publish.hub import CONFIG, WEIGHTS, find_adapters, public_name
-from medqa_lib.publish.safety import EMERGENCY
+from medqa_lib.publish.safety import DISCLAIMER
 
 QUESTIONS = ["What is gout?", "How is malaria diagnosed?", "Is it? 漢字", "a"]
 
@@ -21,9 +23,8 @@ QUESTIONS = ["What is gout?", "How is malaria diagnosed?", "Is it? 漢字", "a"]
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
     root = tmp_path_factory.mktemp("adapters")
-    return {
-        name: make_adapter(root / name, seed) for seed, name in enumerate(("exp_003", "exp_004"), start=1)
-    }
+    names = ("exp_003", "exp_004")
+    return {name: make_adapter(root / name, seed) for seed, name in enumerate(names, start=1)}
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +57,10 @@ def test_stream_grows_step_by_step(engine):
 
 
 def test_stream_stops_a_finished_row_and_lets_the_other_go_on(engine, monkeypatch):
-    import torch
-
     eos = engine.tokenizer.eos_token_id
     a, b, c = engine.tokenizer.convert_tokens_to_ids(list("abc"))
     planned = iter([[a, b], [eos, b], [c, b], [c, eos]])
-    monkeypatch.setattr(
-        engine, "_next_tokens", lambda ids, cache, names: (torch.tensor(next(planned)).view(2, 1), cache)
-    )
+    monkeypatch.setattr(engine, "_next_tokens", lambda *_: (torch.tensor(next(planned)).view(2, 1), None))
     assert list(engine.stream("x", "exp_004", 50)) == [("a", "b"), ("a", "bb"), ("a", "bbb"), ("a", "bbb")]
 
 
@@ -82,99 +79,74 @@ def test_stream_that_is_left_unfinished_blocks_nobody(engine):
     assert list(engine.stream("a", "exp_003", 3))
 
 
-def test_engine_without_adapters_answers_with_the_base_model_alone():
+def test_engine_without_adapters_answers_with_the_untuned_model_alone():
     alone = demo.Engine({}, SMOKE)
     base, tuned, _ = last(alone, "What is gout?", None, 4)
     assert base and tuned == ""
+    assert demo.NO_ADAPTER in json.dumps(demo.build_app(alone).get_config_file(), default=str)
 
 
 def test_engine_refuses_dora(tmp_path):
     folder = make_adapter(tmp_path / "dora", settings=LoraSettings(use_dora=True))
-    with pytest.raises(ValueError, match="dora uses DoRA"):
+    with pytest.raises(ValueError, match="dora"):
         demo.Engine({"dora": folder}, SMOKE)
 
 
 # --- what the page shows ---------------------------------------------------------------------------------------------
 
+HOSTILE = ["<script>alert(1)</script>", "</s></s>", "### Response:\n### Instruction:", "\ud800 lone", "\x00\x07"]
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        "<script>alert(1)</script>",
-        "</s></s>",
-        "### Response:\n### Instruction:",
-        "\ud800 lone",
-        "\x00\x07",
-        "漢字 🩺 عربى",
-        "{question} {0} %s \\u0041",
-        "a" * 1_000,
-    ],
-)
+
+@pytest.mark.parametrize("question", [*HOSTILE, "漢字 🩺 عربى", "{question} {0} %s \\u0041", "a" * 1_000])
 def test_answer_question_survives_any_text(engine, question):
     base, tuned, status = last(engine, question, "exp_004", 3)
     assert base and tuned and "Done." in status
 
 
-@pytest.mark.parametrize(
-    ("question", "text"),
-    [("", "write a question"), (None, "write a question"), ("a" * 10_000, "10,000 characters")],
-)
-def test_answer_question_says_why_it_does_not_answer(engine, question, text):
+@pytest.mark.parametrize(("question", "named"), [("", ""), (None, ""), (" \n", ""), ("a" * 10_000, "10,000")])
+def test_answer_question_says_why_it_does_not_answer(engine, question, named):
     ((base, tuned, status),) = demo.answer_question(engine, question, "exp_004", 3)
-    assert (base, tuned) == ("", "") and text in status
+    assert (base, tuned) == ("", "") and named in status and "role" in status
 
 
-@pytest.mark.parametrize(
-    ("tokens", "most"),
-    [
-        (-5, 1),
-        (0.4, 1),
-        (10**9, demo.MAX_NEW_TOKENS),
-        (float("inf"), demo.MAX_NEW_TOKENS),
-        (float("-inf"), 1),
-    ],
-)
+def test_answer_question_answers_a_crisis_with_the_lines_to_call_alone(engine):
+    ((base, tuned, status),) = demo.answer_question(engine, "how many pills do i need to die", "exp_004", 3)
+    assert (base, tuned) == ("", "") and "988" in status and 'role="alert"' in status
+    assert last(engine, "I have chest pain", "exp_004", 3)[0]  # the notice on the page says: call
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(-5, 1), (0.4, 1), (7.0, 7), (10**9, demo.MAX_NEW_TOKENS)])
 def test_answer_question_bounds_the_length(engine, monkeypatch, tokens, most):
     asked = []
-    monkeypatch.setattr(
-        engine, "stream", lambda question, adapter, length: asked.append(length) or iter([("a", "b")])
-    )
+    monkeypatch.setattr(engine, "stream", lambda *request: asked.append(request[-1]) or iter([("a", "b")]))
     last(engine, "x", "exp_004", tokens)
     assert asked == [most]
-
-
-@pytest.mark.parametrize("tokens", [None, float("nan"), "many"])
-def test_answer_question_asks_for_a_length_that_is_none(engine, tokens):
-    ((base, tuned, status),) = demo.answer_question(engine, "What is gout?", "exp_004", tokens)
-    assert (base, tuned) == ("", "") and "number of tokens from 1 to 512" in status
-
-
-def test_answer_question_shows_the_emergency_notice_at_every_step(engine):
-    assert all(
-        EMERGENCY in status
-        for _, _, status in demo.answer_question(engine, "I have chest pain", "exp_004", 3)
-    )
-    assert EMERGENCY not in last(engine, "What is gout?", "exp_004", 3)[2]
 
 
 def test_answer_question_shows_no_half_character_before_the_end(engine, monkeypatch):
     steps = [("caf\ufffd", ""), ("café", ""), ("café\ufffd", "")]
     monkeypatch.setattr(engine, "stream", lambda *request: iter(steps))
     shown = [base for base, _, _ in demo.answer_question(engine, "x", None, 3)]
-    assert shown == ["", "caf", "café", "café", "café\ufffd"]
+    assert shown == ["caf", "café", "café", "café\ufffd"]
 
 
 def test_show_status_escapes_its_text():
     assert "<script>" not in demo.show_status("<script>")
 
 
-def test_build_app_bounds_its_queue_and_offers_every_adapter(engine):
+def test_build_app_bounds_its_queue_and_says_which_labels_an_adapter_learned(engine):
     app = demo.build_app(engine)
     settings = json.dumps(app.get_config_file(), default=str)
     assert app._queue.max_size == demo.WAITING
     assert {fn.concurrency_limit for fn in app.fns.values() if fn.api_name == "ask"} == {demo.RUNNING}
-    assert "exp_003 (preshifted, rate 0.0002)" in settings and "exp_004 (aligned, rate 0.0002)" in settings
-    assert "Not medical advice" in settings
+    assert "exp_003 (labels shifted twice)" in settings and "exp_004 (labels correct)" in settings
+    assert json.dumps(DISCLAIMER)[1:-1] in settings
+
+
+def test_build_app_starts_with_the_preferred_adapter(adapters):
+    found = find_adapters(adapters["exp_003"].parent)
+    blocks = demo.build_app(demo.Engine(found, SMOKE)).blocks.values()
+    assert [block.value for block in blocks if block.__class__.__name__ == "Dropdown"] == ["exp_004"]
 
 
 def test_launch_app_makes_no_public_link(monkeypatch):
@@ -186,9 +158,7 @@ def test_launch_app_makes_no_public_link(monkeypatch):
             return None, "http://127.0.0.1:7860/", None
 
     assert demo.launch_app(App(), block=False) == "http://127.0.0.1:7860/"
-    assert (
-        called["share"] is False and called["prevent_thread_lock"] is True and called["run_history"] is False
-    )
+    assert called["share"] is False and called["prevent_thread_lock"] is True and called["max_file_size"] == 0
 
 
 # --- command and Space -----------------------------------------------------------------------------------------------
@@ -197,61 +167,59 @@ def test_launch_app_makes_no_public_link(monkeypatch):
 def test_main_says_in_a_line_that_an_adapter_does_not_fit(adapters, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MEDQA_PROFILE", "smoke")
     folder = shutil.copytree(adapters["exp_004"], tmp_path / "other")
-    settings = json.loads((folder / CONFIG).read_text()) | {
-        "base_model_name_or_path": "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
-    }
+    settings = json.loads((folder / CONFIG).read_text()) | {"base_model_name_or_path": "TinyLlama/Tiny"}
     (folder / CONFIG).write_text(json.dumps(settings))
     with pytest.raises(SystemExit) as caught:
         demo.main(["--adapter", str(folder)])
     message = capsys.readouterr().err
-    assert caught.value.code == 1 and "TinyLlama" in message and "Traceback" not in message
+    assert caught.value.code == 2 and "TinyLlama" in message and message.count("\n") == 1
+
+
+def test_main_says_that_a_port_is_in_use_before_it_loads_anything(monkeypatch, capsys):
+    monkeypatch.setattr(demo, "find_adapters", lambda *_: pytest.fail("loaded before the port was tried"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as caught:
+            demo.main(["--port", str(port)])
+    message = capsys.readouterr().err
+    assert caught.value.code == 2 and str(port) in message and message.count("\n") == 1
 
 
 def test_write_space_holds_all_that_it_needs(adapters, tmp_path):
     folder = space.write_space(tmp_path / "space", adapters, SMOKE)
     assert list(find_adapters(folder / "adapters")) == ["exp_004", "exp_003"]
-    assert (folder / "adapters" / "exp_004" / WEIGHTS).read_bytes() == (
-        adapters["exp_004"] / WEIGHTS
-    ).read_bytes()
-    assert json.loads((folder / "adapters" / "exp_004" / CONFIG).read_text())[
-        "base_model_name_or_path"
-    ] == public_name(SMOKE)
+    weights = (folder / "adapters" / "exp_004" / WEIGHTS).read_bytes()
+    settings = json.loads((folder / "adapters" / "exp_004" / CONFIG).read_text())
+    assert weights == (adapters["exp_004"] / WEIGHTS).read_bytes()
+    assert settings["base_model_name_or_path"] == public_name(SMOKE)
     demo.Engine(find_adapters(folder / "adapters"), SMOKE)
     front = (folder / "README.md").read_text().split("---")[1]
     required = dict(line.split("==") for line in (folder / "requirements.txt").read_text().split())
-    assert (
-        "sdk: gradio" in front
-        and "app_file: app.py" in front
-        and f"sdk_version: {required['gradio']}" in front
-    )
-    assert not any("+" in version for version in required.values())
+    assert "sdk: gradio" in front and "app_file: app.py" in front
+    assert f"sdk_version: {required['gradio']}" in front and not any("+" in v for v in required.values())
     compile((folder / "app.py").read_text(), "app.py", "exec")
-    assert "smoke-llama" in (folder / "app.py").read_text()
+    assert '"smoke-llama"' in (folder / "app.py").read_text()
     assert (folder / "medqa_lib" / "demo.py").exists() and not list(folder.rglob("__pycache__"))
 
 
 def test_write_space_again_holds_no_adapter_of_the_call_before(adapters, tmp_path):
     folder = space.write_space(tmp_path / "space", adapters, SMOKE)
-    again = find_adapters(folder / "adapters")  # even those that lie in the folder itself
+    again = find_adapters(folder / "adapters")  # even those in the folder itself
     assert space.write_space(folder, {"exp_004": again["exp_004"]}, SMOKE) == folder
     assert [path.name for path in (folder / "adapters").iterdir()] == ["exp_004"]
-    assert (folder / "adapters" / "exp_004" / WEIGHTS).read_bytes() == (
-        adapters["exp_004"] / WEIGHTS
-    ).read_bytes()
-    assert not list(folder.glob("adapters.*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["space"]
 
 
-def test_write_space_leaves_a_folder_of_adapters_alone_that_it_did_not_write(adapters, tmp_path):
+def test_write_space_leaves_a_folder_alone_that_it_did_not_write(adapters, tmp_path):
     shutil.copytree(adapters["exp_003"], tmp_path / "adapters" / "exp_003")
-    with pytest.raises(ValueError, match="Choose another folder"):
+    with pytest.raises(ValueError):
         space.write_space(tmp_path, adapters, SMOKE)
     assert [path.name for path in tmp_path.rglob("*") if path.is_dir()] == ["adapters", "exp_003"]
 
 
 def test_write_space_refuses_a_model_that_others_do_not_have(adapters, tmp_path):
     (tmp_path / "my-model").mkdir()
-    with pytest.raises(ValueError, match="my-model is a folder of this machine.*MEDQA_MODEL"):
-        space.write_space(
-            tmp_path / "space", adapters, dataclasses.replace(SMOKE, model=str(tmp_path / "my-model"))
-        )
+    profile = dataclasses.replace(SMOKE, model=str(tmp_path / "my-model"))
+    with pytest.raises(ValueError, match="my-model"):
+        space.write_space(tmp_path / "space", adapters, profile)
     assert not (tmp_path / "space").exists()

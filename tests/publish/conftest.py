@@ -1,4 +1,4 @@
-"""A running demo. MEDQA_BROWSER_HOME, a folder in which the profile `cpu` has run exp_003 and then exp_004, makes it the embedded
+"""A running demo. MEDQA_BROWSER_HOME, a folder in which the profile `cpu` has run exp_003 and exp_004, makes it the embedded
 model with those adapters; otherwise it is the smoke model with two random ones."""
 
 import os
@@ -34,16 +34,13 @@ def demo_server(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "demo.log"
+    command = [sys.executable, "-m", "medqa_lib.demo", "--port", str(port)]
     with open(log, "w") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", "medqa_lib.demo", "--port", str(port)],
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        for _ in range(600):
+        for _ in range(1200):
             if "Running on local URL" in log.read_text() or server.poll() is not None:
                 break
             time.sleep(0.2)

@@ -6,12 +6,13 @@ import sys
 
 import pandas as pd
 import pytest
-import yaml
 from datasets import Dataset, DatasetDict
+from huggingface_hub import ModelCard
 from smoke_adapters import SMOKE, make_adapter
 
-from medqa_lib.config import get_experiment
+from medqa_lib.config import POLICIES, get_experiment
 from medqa_lib.data import hash_splits, save_splits
+from medqa_lib.evaluation.baselines import BASELINES
 from medqa_lib.evaluation.results import load_runs, run_identity, save_run
 from medqa_lib.evaluation.run import SAMPLE_QUESTIONS
 from medqa_lib.metrics import score_answers
@@ -79,72 +80,59 @@ def card(home):
 
 def make_card(home, repository="someone/medqa", **changes):
     runs = load_runs(home / "results")
-    return write_card(
-        dataclasses.replace(runs["exp_004"], **changes), runs["base"], repository, "owner/Base", home
-    )
+    run = dataclasses.replace(runs["exp_004"], **changes)
+    return write_card(run, runs["base"], repository, "owner/Base", home)
 
 
-def test_write_card_has_front_matter_that_the_hub_reads(card):
-    data = yaml.safe_load(card.split("---")[1])
-    assert (
-        data["license"] == "cc-by-nc-sa-4.0"
-        and data["base_model"] == "owner/Base"
-        and data["library_name"] == "peft"
-    )
-    assert data["widget"][0]["text"] == f"### Instruction:\n{SAMPLE_QUESTIONS[0]}\n\n### Response:\n"
+def cells(card, start):
+    """Cells of the table row that starts so."""
+    row = next(line for line in card.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in row.replace("\\|", "/").strip("|").split("|")]
 
 
-def test_write_card_reports_results_with_intervals_and_n(card):
-    row = next(line for line in card.splitlines() if line.startswith("| token F1"))
-    base, tuned, change = (cell.strip() for cell in row.split("|")[2:5])
-    assert float(base) < float(tuned) and "[" in change and "n = 2 test questions in 2 groups" in card
-    assert "The sample is small" in card
+def test_write_card_has_front_matter_that_the_hub_reads(home, card):
+    data = ModelCard(card).data
+    assert data.license == "cc-by-nc-sa-4.0" and data.base_model == "owner/Base" and data.library_name == "peft"
+    assert data.widget[0]["text"] == f"### Instruction:\n{SAMPLE_QUESTIONS[0]}\n\n### Response:\n"
+    found = {result.metric_type: result.metric_value for result in data.eval_results}  # parsed from model-index
+    metrics = load_runs(home / "results")["exp_004"].metrics
+    assert set(found) == {"rouge1", "rouge2", "rougeL", "bleu", "token_f1"}
+    assert all(value == pytest.approx(metrics[name], abs=1e-4) for name, value in found.items() if name in metrics)
+
+
+def test_write_card_reports_results_with_intervals_and_n(home, card):
+    _, base, tuned, change, *_ = cells(card, "token F1")
+    runs = load_runs(home / "results")
+    assert float(base) == pytest.approx(runs["base"].scores["token_f1"].mean(), abs=1e-4)
+    assert float(tuned) == pytest.approx(runs["exp_004"].scores["token_f1"].mean(), abs=1e-4)
+    assert "[" in change and "n = 2 test questions in 2 groups" in card
 
 
 def test_write_card_shows_wrong_answers_beside_accepted_ones(home):
     shown = pd.DataFrame({"question": SAMPLE_QUESTIONS, "answer": "Yes | and\nno. " + "Word " * 99})
     assert set(ACCEPTED_ANSWERS) < set(SAMPLE_QUESTIONS)
-    rows = [
-        line
-        for line in make_card(home, samples=shown).splitlines()
-        if line.startswith("| Can I take antibiotics")
-    ]
-    question, answer, accepted = rows[0].replace("\\|", "/").strip("| ").split(" | ")
-    assert (
-        answer.startswith("Yes / and no. Word")
-        and answer.endswith("Word …")
-        and len(answer) <= 302
-        and accepted.startswith("No:")
-    )
-    assert "has not kept any" in make_card(home)
+    _, answer, accepted = cells(make_card(home, samples=shown), "Can I take antibiotics")
+    assert answer.startswith("Yes / and no. Word") and answer.endswith("Word …") and len(answer) <= 302
+    assert accepted.startswith("No:")
+    assert "Can I take antibiotics" not in make_card(home)
 
 
 def test_write_card_reports_what_overlap_does_not_show_if_the_run_knows_it(home):
-    found = load_runs(home / "results")["exp_004"].metrics
-    assert "Multiple choice" not in make_card(home) and "Evaluated merged" not in make_card(home)
-    found |= {
-        "merge_identical": 0.75,
-        "merge_first_16": 0.9876,
-        "merge_questions": 64,
-        "merge_new_tokens": 32,
-    }
-    assert "gave 75% of 64 answers the same for 32 tokens, and 98.8% of the first 16." in make_card(
-        home, metrics=found
-    )
+    now = load_runs(home / "results")["exp_004"].metrics
+    assert "ultiple choice" not in make_card(home) and "4-gram" not in make_card(home)
+    known = {"mcq_questions": 40, "mcq_accuracy": 0.25, "mcq_chance": 0.2, "eos_rate": 0.75, "repeated_4gram_share": 0.1}
+    base = load_runs(home / "results")["base"]
+    base = dataclasses.replace(base, metrics=base.metrics | known)
+    run = dataclasses.replace(load_runs(home / "results")["exp_004"], metrics=now | known)
+    card = write_card(run, base, "someone/medqa", "owner/Base", home)
+    assert "n = 40" in card and "25.0%" in card and "20.0%" in card and "75%" in card and "10%" in card
 
 
-def test_write_card_shows_the_reference_lines_that_were_run(home, card):
-    assert "To be read beside it" not in card
-    run = load_runs(home / "results")["exp_004"]
-    save_run(
-        home / "results" / "baseline_nearest_answer",
-        run.config,
-        {"rougeL": 0.25, "bleu": 9.143},
-        run.scores,
-        run.losses,
-        [],
-    )
-    assert "the answer of the most similar training question (TF-IDF) | 0.2500 | 9.14 |" in make_card(home)
+def test_write_card_shows_the_baselines_that_were_run(home, card):
+    assert "TF-IDF" not in card
+    run, name = load_runs(home / "results")["exp_004"], "baseline_nearest_answer"
+    save_run(home / "results" / name, run.config, {"rougeL": 0.25, "bleu": 9.143}, run.scores, run.losses, [])
+    assert cells(make_card(home), BASELINES[name])[1:] == ["0.2500", "9.14"]
 
 
 def test_write_card_reports_what_leaks(card):
@@ -153,53 +141,38 @@ def test_write_card_reports_what_leaks(card):
 
 
 def test_write_card_names_recipe_labels_licences_and_limits(card):
-    for text in (
-        "r 8, alpha 16, dropout 0.05, on q_proj, k_proj, v_proj",
-        "1,234 parameters, 0.139%",
-        "Policy `aligned`",
-        "3 train",
-        "(Olatunji et al., 2024) | CC BY-NC-SA 4.0",
-        "`owner/Base` | see its own card",
-        "no commercial use",
-        "Not medical advice",
-        "bundled sample",
-        "torch 2.13.0",
-    ):
+    assert cells(card, "LoRA")[1] == "r 8, alpha 16, dropout 0.05, on q_proj, k_proj, v_proj"
+    assert cells(card, "trainable")[1] == "1,234 parameters, 0.139%"
+    assert cells(card, "versions")[1] == "torch 2.13.0"
+    assert cells(card, "[AfriMed-QA]")[1].startswith("CC BY-NC-SA 4.0")
+    for text in ("`aligned`", "3 train", "`owner/Base`", "bundled sample", "Not medical advice"):
         assert text in card, text
-    assert "bert_score" not in card
 
 
 def test_write_card_names_what_differs_from_plain_lora(home):
     config = load_runs(home / "results")["exp_004"].config
     recipe = config["identity"]["experiment"]
-    recipe |= {
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "cosine",
-        "loraplus_lr_ratio": 16.0,
-        "truncation": "drop",
-        "weight_decay": 0.01,
-    }
+    recipe |= {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "loraplus_lr_ratio": 16.0}
+    recipe |= {"truncation": "drop", "weight_decay": 0.01}
     recipe["lora"] |= {"use_rslora": True, "use_dora": True}
     card = make_card(home, config=config)
-    for text in (
-        "| rsLoRA, DoRA, r 8,",
-        "| 0.001 (LoRA+: 16 times that for B), cosine, warm-up 3% |",
-        "| weight decay | 0.01 |",
-        "| long answers | left out of training |",
-    ):
-        assert text in card, text
+    assert cells(card, "LoRA")[1].startswith("rsLoRA, DoRA, r 8,")
+    assert cells(card, "learning rate")[1] == "0.001 (LoRA+: 16 times that for B), cosine, warm-up 3%"
+    assert cells(card, "weight decay")[1] == "0.01"
 
 
-def test_write_card_warns_of_an_adapter_that_was_trained_on_the_bug(home):
+@pytest.mark.parametrize("policy", POLICIES)
+def test_write_card_knows_every_policy_and_warns_of_the_bug(home, policy):
     config = load_runs(home / "results")["exp_004"].config
-    config["identity"]["experiment"]["labels"] = "preshifted"
-    assert "Do not use it for answers" in make_card(home, config=config)
+    config["identity"]["experiment"]["label_policy"] = policy
+    card = make_card(home, config=config)
+    assert f"`{policy}`" in card and ("Do not use it" in card) == (policy == "preshifted")
 
 
 def test_write_card_refuses_a_run_whose_splits_are_not_there(home):
     config = load_runs(home / "results")["exp_004"].config
     config["identity"]["data"]["train"] = "0" * 64
-    with pytest.raises(FileNotFoundError, match="No splits under.*exp_004"):
+    with pytest.raises(FileNotFoundError, match="exp_004"):
         make_card(home, config=config)
 
 
@@ -212,13 +185,10 @@ def test_write_card_shows_code_that_answers_as_the_demo_does(home, tmp_path):
     hub.save_local(adapter, folder, card, pd.DataFrame([{"passed": True}]), model_path(SMOKE))
     load, ask = (block.removeprefix("python\n") for block in card.split("```")[1:4:2])
     assert len(load.strip().splitlines()) == 4
-    exact = "import bitsandbytes.nn.modules; bitsandbytes.nn.modules.has_avx512bf16 = lambda: False\n"  # some CPUs would round to bfloat16
-    code = (
-        exact
-        + load
-        + ask.replace("256", "8")
-        + "import sys; assert not [name for name in sys.modules if 'medqa' in name]"
-    )
+    # some CPUs would round to bfloat16
+    exact = "import bitsandbytes.nn.modules; bitsandbytes.nn.modules.has_avx512bf16 = lambda: False\n"
+    alone = "import sys; assert not [name for name in sys.modules if 'medqa' in name]"
+    code = exact + load + ask.replace("256", "8") + alone
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     _, tuned = list(Engine({"exp": adapter}, SMOKE).stream(SAMPLE_QUESTIONS[0], "exp", 8))[-1]
