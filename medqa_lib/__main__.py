@@ -154,7 +154,8 @@ def hide_paths(text: str) -> str:
 
 def print_results(profile: Profile) -> None:
     """The untuned model and the experiments in one table."""
-    from medqa_lib.evaluation.results import load_runs, summary_table
+    from medqa_lib.evaluation.results import load_runs
+    from medqa_lib.evaluation.tables import summary_table
 
     runs = load_runs(home_dir() / "results" / profile.model_slug)
     if runs:

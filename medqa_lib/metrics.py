@@ -1,12 +1,12 @@
 """The metric panel: what an answer shares with its reference, and how it reads.
 
-`score_answers` gives one row an example, `summarize_scores` turns such rows into the numbers of a table, and
-`statistics` resamples the rows. `evaluate.load("medqa_lib/metrics.py")` gives the same panel as an `evaluate.Metric`.
+`score_answers` gives one row per example, `summarize_scores` turns such rows into the numbers of a table, and
+`evaluation.significance` resamples the rows. `evaluation/evaluate_metric.py` is the panel as an `evaluate.Metric`.
 
 Units: ROUGE, token F1, BERTScore and shares are in 0..1, BLEU in 0..100, readability in US school grades.
 An empty answer or reference scores 0 in every overlap metric (two empty ones have token F1 = 1, as in SQuAD 2.0),
-0 in every share and, by `textstat`'s convention, 0 in both readability grades. A grade above HIGHEST_GRADE counts as that: to both
-formulas an answer without a full stop is one endless sentence, and a few of them (grade 8,811 was seen) would be the mean.
+0 in every share and, by `textstat`'s convention, 0 in both readability grades. A grade above HIGHEST_GRADE counts
+as that: an answer without a full stop is one endless sentence, and a few (grade 8,811 was seen) would be the mean.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import re
 import string
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -24,9 +23,10 @@ import pandas as pd
 from tqdm import tqdm
 
 HIGHEST_GRADE = 24.0
-BLEU_COLUMNS = ("bleu_hyp_len", "bleu_ref_len", *(f"bleu_match_{n}" for n in (1, 2, 3, 4)), *(f"bleu_total_{n}" for n in (1, 2, 3, 4)))
+BLEU_COLUMNS = ("bleu_hyp_len", "bleu_ref_len", "bleu_match_1", "bleu_match_2", "bleu_match_3", "bleu_match_4",
+                "bleu_total_1", "bleu_total_2", "bleu_total_3", "bleu_total_4")
 
-# Metric -> (label with unit, direction: +1 higher is better, -1 lower is better, 0 describes without judging).
+# Metric -> (label with unit, direction: +1 higher is better, -1 lower is better, 0 only describes).
 METRICS = {
     "rouge1": ("ROUGE-1 F1", 1),
     "rouge2": ("ROUGE-2 F1", 1),
@@ -34,8 +34,8 @@ METRICS = {
     "bleu": ("BLEU (0-100)", 1),
     "token_f1": ("Token F1", 1),
     "bertscore_f1": ("BERTScore F1", 1),
-    "mcq_accuracy": ("Multiple choice (share right)", 1),
-    "eos_rate": ("Stops by itself (share)", 1),
+    "mcq_accuracy": ("Multiple choice (share correct)", 1),
+    "eos_rate": ("Ends with EOS (share)", 1),
     "repeated_4gram_share": ("Repeated 4-grams (share)", -1),
     "question_copy_share": ("Copied from question (share)", -1),
     "words": ("Length (words)", 0),
@@ -43,21 +43,24 @@ METRICS = {
     "flesch_kincaid": ("Flesch-Kincaid (grade)", 0),
     "smog": ("SMOG (grade)", 0),
 }
-# Metric -> the columns that are summed over examples before it is computed; any other is the mean of its own column.
-CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "length_ratio": ("words", "reference_words"), "mcq_accuracy": ("mcq_correct", "mcq_asked")}
+# Metric -> the columns that are summed over examples first; any other metric is the mean of its own column.
+CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "length_ratio": ("words", "reference_words"),
+                  "mcq_accuracy": ("mcq_correct", "mcq_asked")}
 
 
-def score_answers(predictions: Sequence[str], references: Sequence[str], questions: Sequence[str] | None = None,
-                  encoder: str | None = None, stopped: Sequence[bool] | None = None) -> pd.DataFrame:
+def score_answers(predictions: Sequence[str], references: Sequence[str],
+                  questions: Sequence[str] | None = None, encoder: str | None = None,
+                  stopped: Sequence[bool] | None = None) -> pd.DataFrame:
     """Score each answer against its reference.
 
     Args:
         predictions, references: N texts each.
         questions: N texts; they add `question_copy_share`.
-        encoder: a key of `weights.ENCODERS`; it adds `bertscore_f1`. None skips BERTScore.
-        stopped: N flags, whether the model ended the answer itself; they add `stopped`.
+        encoder: a key of `standin.ENCODERS`; it adds `bertscore_f1`. None skips BERTScore.
+        stopped: N flags, whether the model ended the answer with EOS; they add `eos_rate`.
     Returns:
-        N rows: the columns of METRICS except those of CORPUS_METRICS, which have the columns that are summed instead.
+        N rows: the columns of METRICS except those of CORPUS_METRICS, which have the columns that are summed
+        instead.
     Raises:
         ValueError: the lengths differ, or the encoder is unknown.
         TypeError: a text is no string.
@@ -73,25 +76,24 @@ def score_answers(predictions: Sequence[str], references: Sequence[str], questio
     if encoder:
         scores["bertscore_f1"] = _score_bert(pairs, encoder)
     if questions is not None:
-        scores["question_copy_share"] = [_share_copied(p, q) for p, q in zip(predictions, questions, strict=True)]
+        scores["question_copy_share"] = list(map(_share_copied, predictions, questions))
     if stopped is not None:
         scores["eos_rate"] = np.asarray(stopped, dtype=float)
     return scores[[name for name in (*METRICS, "reference_words", *BLEU_COLUMNS) if name in scores]]
 
 
-def corpus_metrics(predictions: Sequence[str], references: Sequence[str], questions: Sequence[str] | None = None,
-                   encoder: str | None = None, stopped: Sequence[bool] | None = None) -> dict[str, float]:
-    """The panel as one number a metric: `summarize_scores` of `score_answers`."""
-    return summarize_scores(score_answers(predictions, references, questions, encoder, stopped))
+def corpus_metrics(*args, **kwargs) -> dict[str, float]:
+    """The panel as one number per metric: `summarize_scores` of `score_answers`."""
+    return summarize_scores(score_answers(*args, **kwargs))
 
 
 def summarize_scores(scores: pd.DataFrame) -> dict[str, float]:
-    """Means over examples, CORPUS_METRICS from their sums, and `n`. Columns that are no metric are left out."""
+    """Means over examples, CORPUS_METRICS from their sums, and `n`. Other columns are left out."""
     if scores.empty:
-        raise ValueError("There are 0 scored answers; expected at least 1. Check the split and the number of test questions.")
-    present = [name for name in METRICS if {*columns_of(name)} <= {*scores}]
-    sums = {name: scores[list(columns_of(name))].to_numpy(float).sum(axis=0) for name in present}
-    return {name: float(evaluate_sums(name, sums[name], len(scores))) for name in present} | {"n": len(scores)}
+        raise ValueError("There are 0 scored answers; expected at least 1. Check the split.")
+    sums = {name: scores[list(columns_of(name))].to_numpy(float).sum(axis=0)
+            for name in METRICS if {*columns_of(name)} <= {*scores}}
+    return {name: float(evaluate_sums(name, sums[name], len(scores))) for name in sums} | {"n": len(scores)}
 
 
 def columns_of(metric: str) -> tuple[str, ...]:
@@ -103,7 +105,7 @@ def evaluate_sums(metric: str, sums: np.ndarray, examples: np.ndarray | int) -> 
     """(...) values of a metric from (..., K) sums of its columns over (...) numbers of examples."""
     if metric == "bleu":
         return bleu_from_statistics(sums)
-    if metric in CORPUS_METRICS:  # a mean of length ratios would be that of the few answers to references of a word or two
+    if metric in CORPUS_METRICS:  # a ratio of sums: short references would dominate a mean of ratios
         return sums[..., 0] / np.maximum(sums[..., 1], 1)
     return sums[..., 0] / examples
 
@@ -129,11 +131,11 @@ def bleu_from_statistics(statistics: np.ndarray) -> np.ndarray:
 def _check_texts(**columns: Sequence | None) -> None:
     lengths = {name: len(column) for name, column in columns.items() if column is not None}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"The columns have different lengths: {lengths}. Pass one prediction for each reference.")
+        raise ValueError(f"The columns have different lengths: {lengths}. Pass one prediction per reference.")
     for name in ("predictions", "references", "questions"):
         for row, text in enumerate(columns[name] if columns[name] is not None else ()):
             if not isinstance(text, str):
-                raise TypeError(f"{name}[{row}] is {text!r}; expected a string (an answer that failed is the empty string).")
+                raise TypeError(f"{name}[{row}] is {text!r}; expected a string (\"\" for an answer that failed).")
 
 
 def _score_pair(prediction: str, reference: str) -> dict[str, float]:
@@ -163,13 +165,13 @@ def _bleu_scorer():
 
 @functools.cache
 def _rouge_scorer() -> tuple:
-    """rouge_score's scorer and its tokens; stems and the last token lists are remembered, which is most of its time."""
+    """rouge_score's scorer and tokenizer. Stems and the last token lists are cached: they take most of its time."""
     from nltk.stem.porter import PorterStemmer
     from rouge_score import rouge_scorer, tokenize
 
     stemmer = SimpleNamespace(stem=functools.lru_cache(maxsize=100_000)(PorterStemmer().stem))
-    tokenizer = SimpleNamespace(tokenize=functools.lru_cache(maxsize=4)(lambda text: tokenize.tokenize(text, stemmer)))
-    return rouge_scorer.RougeScorer(["rouge1", "rouge2"], tokenizer=tokenizer), tokenizer.tokenize
+    cached = functools.lru_cache(maxsize=4)(lambda text: tokenize.tokenize(text, stemmer))
+    return rouge_scorer.RougeScorer(["rouge1", "rouge2"], tokenizer=SimpleNamespace(tokenize=cached)), cached
 
 
 def _score_rouge(prediction: str, reference: str) -> dict[str, float]:
@@ -183,7 +185,8 @@ def _score_rouge(prediction: str, reference: str) -> dict[str, float]:
 def count_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     """Length of the longest common subsequence, a row of the table at a time in the bits of one integer.
 
-    Hyyro (2004), "Bit-parallel LCS-length computation revisited": the same number as rouge_score's table, much sooner.
+    Hyyro (2004), "Bit-parallel LCS-length computation revisited": the same number as rouge_score's table,
+    much sooner.
     """
     positions: dict[str, int] = {}
     for index, token in enumerate(first):
@@ -220,18 +223,18 @@ def _share_repeated(words: Sequence[str]) -> float:
 
 
 def _share_copied(answer: str, question: str) -> float:
-    """Share of the answer's words inside a verbatim copy of 4 words of the question (of all of it, if it is shorter)."""
+    """Share of the answer's words inside a verbatim copy of 4 words of the question (or of all its words)."""
     words, question_words = _normalize_words(answer), _normalize_words(question)
     n = min(4, len(question_words))
     if not words or n == 0:
         return 0.0
     asked = set(_list_ngrams(question_words, n))
-    copied = {index + k for index, ngram in enumerate(_list_ngrams(words, n)) if ngram in asked for k in range(n)}
-    return len(copied) / len(words)
+    starts = [start for start, ngram in enumerate(_list_ngrams(words, n)) if ngram in asked]
+    return len({start + k for start in starts for k in range(n)}) / len(words)
 
 
 def _score_bert(pairs: Sequence[tuple[str, str]], encoder: str) -> np.ndarray:
-    """(N,) BERTScore F1, not rescaled. Pairs go in by length, 32 at a time, so every process forms the same batches."""
+    """(N,) BERTScore F1, not rescaled, 32 pairs of similar length at a time."""
     from bert_score import BERTScorer
 
     from medqa_lib.standin import ENCODERS, fetch_encoder
@@ -240,23 +243,9 @@ def _score_bert(pairs: Sequence[tuple[str, str]], encoder: str) -> np.ndarray:
     scores = np.zeros(len(pairs))
     order = [row for row, pair in enumerate(pairs) if pair[0].strip() and pair[1].strip()]
     order.sort(key=lambda row: max(map(len, pairs[row])), reverse=True)
-    for start in tqdm(range(0, len(order), 32), desc="BERTScore", unit="batch", leave=False, disable=len(order) < 200):
-        rows = order[start : start + 32]
-        scores[rows] = scorer.score([pairs[row][0] for row in rows], [pairs[row][1] for row in rows])[2].numpy()
+    for start in tqdm(range(0, len(order), 32), desc="BERTScore", unit="batch", leave=False,
+                      disable=len(order) < 200):
+        rows = order[start:start + 32]
+        texts, references = zip(*(pairs[row] for row in rows), strict=True)
+        scores[rows] = scorer.score(list(texts), list(references))[2].numpy()
     return scores
-
-
-if "evaluate" in sys.modules:  # evaluate.load() runs a copy of this file; for everybody else importing it would cost seconds
-    import datasets
-    import evaluate
-
-    class MedicalAnswerPanel(evaluate.Metric):
-        """The panel for users of `evaluate`: add_batch(predictions=..., references=...), then compute(encoder=None)."""
-
-        def _info(self) -> evaluate.MetricInfo:
-            text = datasets.Value("string")
-            return evaluate.MetricInfo(description=__doc__, citation="", inputs_description=score_answers.__doc__,
-                                       features=datasets.Features({"predictions": text, "references": text}))
-
-        def _compute(self, predictions: list[str], references: list[str], encoder: str | None = None) -> dict[str, float]:
-            return corpus_metrics(predictions, references, encoder=encoder)

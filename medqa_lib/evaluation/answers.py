@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import warnings
-import zlib
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 
@@ -21,76 +21,55 @@ class Answer:
 
 
 class AnswerStore:
-    """Append-only JSON lines, one answer a line, each with its key and a checksum.
+    """Append-only JSON lines, one answer per line with its key. A torn last line is not read, and cut off before the next write.
 
-    Under `accelerate launch` each process writes a file of its own (`answers.jsonl`, `answers.part1.jsonl`, ...) and reads all.
-
-    Args:
-        path: the file; its folder is made on the first write.
+    Under `accelerate launch` each process writes a file of its own (`answers.jsonl`, `answers.1.jsonl`, ...)
+    and reads all.
     """
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
-        self.damaged: list[str] = []
-        self._answers: dict[tuple, Answer] = {}
-        for file in [self.path, *sorted(self.path.parent.glob(f"{self.path.stem}.part*{self.path.suffix}"))]:
-            if file.exists():
-                self._read(file)
-        if self.damaged:
-            warnings.warn(f"{len(self.damaged)} damaged lines are ignored and their answers generated again: "
-                          f"{', '.join(self.damaged[:5])}", stacklevel=2)
+    def __init__(self, path: Path | str, adapter_dir: Path | None = None):
+        """The answers of one model: the untuned one, or the one with the adapter in `adapter_dir`."""
+        self.path, self.model = Path(path), hash_adapter(adapter_dir)
+        self._answers: dict[str, Answer] = {}
+        for file in (self.path, *self.path.parent.glob(f"{self.path.stem}.[0-9]*.jsonl")):
+            for line in file.read_bytes().split(b"\n")[:-1] if file.exists() else ():
+                with contextlib.suppress(ValueError):  # a damaged line: its answer is generated again
+                    key, *answer = json.loads(line)
+                    self._answers[key] = Answer(*answer)
 
-    def _read(self, file: Path) -> None:
-        """Lines up to the last line break: what follows it is a write that a crash cut off."""
-        for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
-            try:
-                content, checksum = json.loads(line)
-                if zlib.crc32(canonical_json(content)) != checksum:
-                    raise ValueError("wrong checksum")
-                self._answers[tuple(content["key"])] = Answer(**content["answer"])
-            except (ValueError, TypeError, KeyError):
-                self.damaged.append(f"{file.name}:{number}")
+    def _key(self, prompt: Sequence[int], settings: dict) -> str:
+        """Names an answer: the model, the prompt's token ids and how it was decoded."""
+        content = json.dumps([self.model, [*prompt], settings], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
 
-    def get(self, key: tuple) -> Answer | None:
-        """The answer kept under this key."""
-        return self._answers.get(key)
+    def get(self, prompt: Sequence[int], settings: dict) -> Answer | None:
+        """The answer to these token ids, decoded with these settings."""
+        return self._answers.get(self._key(prompt, settings))
 
-    def append(self, answers: dict[tuple, Answer], process: int = 0) -> None:
-        """Write a batch with one synced write. A torn last line is cut off first."""
-        if not answers:
-            return
-        file = self.path if process == 0 else self.path.with_suffix(f".part{process}{self.path.suffix}")
+    def append(self, answers: dict[Sequence[int], Answer], settings: dict, process: int = 0) -> None:
+        """Write a batch, prompt -> answer, with one synced write."""
+        new = {self._key(prompt, settings): answer for prompt, answer in answers.items()}
+        file = self.path.with_suffix(f".{process}.jsonl") if process else self.path
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for key, answer in answers.items():
-            content = {"key": list(key), "answer": asdict(answer)}
-            lines.append(canonical_json([content, zlib.crc32(canonical_json(content))]) + b"\n")
+        lines = [json.dumps([key, *astuple(answer)], ensure_ascii=False) + "\n" for key, answer in new.items()]
         with open(file, "a+b") as stream:
-            _cut_torn_line(stream)
-            stream.write(b"".join(lines))
+            stream.seek(0)
+            stream.truncate(stream.read().rfind(b"\n") + 1)
+            stream.write("".join(lines).encode())
             stream.flush()
             os.fsync(stream.fileno())
-        self._answers |= answers
-
-
-def canonical_json(value) -> bytes:
-    """One line of JSON, the same for equal values."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
-
-
-def _cut_torn_line(stream) -> None:
-    """Truncate the open file to just after its last line break."""
-    stream.seek(0)
-    stream.truncate(stream.read().rfind(b"\n") + 1)
+        self._answers |= new
 
 
 def hash_adapter(folder: Path | None) -> str:
     """Short SHA-256 of an adapter's weights and of the settings that scale them; "base" without an adapter.
 
-    The rest of its configuration, such as the base model's folder, differs between machines and changes no answer.
+    The rest of its configuration, such as the base model's folder, differs between machines and changes no
+    answer.
     """
     if folder is None:
         return "base"
     settings = json.loads((Path(folder) / "adapter_config.json").read_text())
-    scale = {name: settings.get(name) for name in ("r", "lora_alpha", "use_rslora", "use_dora")}
-    return hashlib.sha256(canonical_json(scale) + (Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
+    scale = json.dumps({name: settings.get(name) for name in ("r", "lora_alpha", "use_rslora", "use_dora")})
+    weights = (Path(folder) / "adapter_model.safetensors").read_bytes()
+    return hashlib.sha256(scale.encode() + weights).hexdigest()[:16]

@@ -1,91 +1,76 @@
 """Greedy answers in batches, kept in a file that survives a disconnect.
 
-`generate_records` plans batches over all questions, longest prompts first, and appends each finished batch to the answers
-file in one synced write. A run that was cut off plans the same batches, so it computes what the unbroken run would have.
+`generate_records` plans batches over all questions, longest prompts first, and appends each finished batch to
+the answers file in one synced write. A run that was cut off plans the same batches, so it computes what the
+unbroken run would have.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from medqa_lib.evaluation.answers import Answer, AnswerStore, canonical_json, hash_adapter
+from medqa_lib.evaluation.answers import Answer, AnswerStore
 from medqa_lib.prompts import encode_prompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 try:
     from medqa_lib import fast
 except ImportError:  # the folder was deleted: generate() answers
     fast = None
 
-MAX_ROWS = {"cpu": 16, "cuda": 256}
+MAX_ROWS = {"cpu": 32, "cuda": 256}
 MAX_ROWS_FAST = 512
 # Not cuDNN, which torch prefers on an H100: it builds a plan per length (about 30 ms), and each token is a new length.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-__all__ = ["Answer", "AnswerStore", "compare_answers", "compare_starts", "generate_answers", "generate_records", "hash_adapter"]
 
 
-def _short_hash(value) -> str:
-    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
-
-
-def generate_answers(model, tokenizer, questions, max_new_tokens=256, batch_size=None, store=None, adapter_hash="base",
-                     prompt=encode_prompt) -> list[str]:
+def generate_answers(model, tokenizer, questions, max_new_tokens=256, store=None, batch_size=None) -> list[str]:
     """The texts of `generate_records`."""
-    records = generate_records(model, tokenizer, questions, max_new_tokens, batch_size, store, adapter_hash, prompt)
+    records = generate_records(model, tokenizer, questions, max_new_tokens, store, batch_size)
     return [record.text for record in records]
 
 
-def generate_records(model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, questions: list[str], max_new_tokens: int = 256,
-                     batch_size: int | None = None, store: AnswerStore | None = None, adapter_hash: str = "base",
-                     prompt=encode_prompt) -> list[Answer]:
-    """Greedy answers, one a question, in the questions' order.
+def generate_records(model, tokenizer, questions: list, max_new_tokens: int = 256,
+                     store: AnswerStore | None = None, batch_size: int | None = None) -> list[Answer]:
+    """Greedy answers, one per question, in the questions' order.
 
     Under `accelerate launch` every process must call this: each answers its share, and all get all answers.
 
     Args:
-        model: a causal language model, merged or with its adapter. None is enough when `store` holds all answers.
-        batch_size: rows a batch; by default as many as memory allows. Halved whenever memory runs out.
+        model: a causal language model, merged or with its adapter. None is enough when `store` holds all
+            answers.
+        questions: texts, which are put into the prompt format, or token ids, which are taken as they are.
         store: answers found there are read instead of generated; new ones are appended.
-        adapter_hash: names the weights in the store: see `hash_adapter`.
-        prompt: (tokenizer, question) -> token ids.
+        batch_size: rows per batch; by default as many as memory allows. Halved whenever memory runs out.
     Raises:
         ValueError: an answer is missing and there is no model.
         torch.OutOfMemoryError: a single question does not fit.
     """
-    prompts = [prompt(tokenizer, question) for question in questions]
+    prompts = [tuple(encode_prompt(tokenizer, each) if isinstance(each, str) else each) for each in questions]
     settings = {"greedy": True, "max_new_tokens": max_new_tokens, "eos": tokenizer.eos_token_id}
-    keys = [(adapter_hash, _short_hash(question), _short_hash([ids, settings])) for question, ids in zip(questions, prompts, strict=True)]
-    unique = dict(zip(keys, prompts, strict=True))
     rank, processes = _process()
-    mine = sorted(unique, key=lambda key: -len(unique[key]))[rank::processes]
-    found = {key: store.get(key) if store else None for key in mine}
-    missing = {key for key in mine if found[key] is None}
+    mine = sorted(dict.fromkeys(prompts), key=len, reverse=True)[rank::processes]
+    found = {prompt: store.get(prompt, settings) for prompt in mine} if store else {}
+    missing = {prompt for prompt in mine if not found.get(prompt)}
     if missing and model is None:
-        raise ValueError(f"{len(missing)} of {len(mine)} answers are not in the store and model is None; pass the model to generate them.")
-    if missing:
-        rows = [(key, unique[key], key in missing) for key in mine]
-        for batch in _generate_batches(model, tokenizer, rows, max_new_tokens, batch_size):
-            new = {key: answer for key, answer in batch.items() if key in missing}
-            found |= new
-            if store:
-                store.append(new, rank)
+        raise ValueError(f"{len(missing)} of {len(mine)} answers are not in the store and model is None; pass the model.")
+    for batch in _generate_batches(model, tokenizer, mine, missing, max_new_tokens, batch_size) if missing else ():
+        new = {prompt: answer for prompt, answer in batch.items() if prompt in missing}
+        found |= new
+        if store:
+            store.append(new, settings, rank)
     if processes > 1:
         from accelerate.utils import gather_object
 
         found = dict(gather_object(list(found.items())))
-    return [found[key] for key in keys]
+    return [found[prompt] for prompt in prompts]
 
 
 def _process() -> tuple[int, int]:
@@ -96,34 +81,35 @@ def _process() -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
-def _generate_batches(model, tokenizer, rows: list[tuple], max_new_tokens: int, batch_size: int | None):
-    """Yield {key: Answer} of each batch that has a missing row; rows are (key, prompt ids, missing), longest first.
+def _generate_batches(model, tokenizer, prompts: list[tuple], missing: set, max_new_tokens: int, batch_size: int | None):
+    """Yield {prompt: Answer} of each batch of `prompts`, longest first, with an answer that is `missing`.
 
-    A batch is computed whole even if some of its answers are known: in bfloat16 an answer can depend on the batch's shape.
+    A batch is computed whole even if some of its answers are known: in bfloat16 an answer can depend on the
+    batch's shape.
     """
     eos, start, tokens, began = tokenizer.eos_token_id, 0, 0, time.perf_counter()
     decode, most = _choose_decoder(model, eos)
     limit, budget = batch_size or most, math.inf if batch_size else free_bytes(model.device)
-    bar = tqdm(total=len(rows), desc="Answers", unit="answer", disable=_process()[0] > 0)
+    bar = tqdm(total=len(prompts), desc="Answers", unit="answer", disable=_process()[0] > 0)
     with _greedy_mode(model), sdpa_kernel(BACKENDS):
-        while start < len(rows):
-            fitting = max(1, budget / row_bytes(model, len(rows[start][1]), max_new_tokens))
-            batch = rows[start:start + int(min(limit, fitting))]
-            if any(missing for _, _, missing in batch):
+        while start < len(prompts):
+            fitting = max(1, budget / row_bytes(model, len(prompts[start]), max_new_tokens))
+            batch = prompts[start:start + int(min(limit, fitting))]
+            if missing.intersection(batch):
                 try:
                     decode = decode or _choose_decoder(model, eos)[0]
-                    ids = decode(*pad_left([prompt for _, prompt, _ in batch], eos, model.device), max_new_tokens)
+                    answers = decode(*pad_left(batch, eos, model.device), max_new_tokens)
                 except torch.OutOfMemoryError:
                     if len(batch) == 1:
                         raise
-                    ids = decode = None
-                if ids is None:  # outside the handler: there the traceback would keep the batch's tensors alive
+                    answers = decode = None
+                if answers is None:  # outside the handler: there the traceback would keep the batch's tensors alive
                     torch.cuda.empty_cache()
                     limit = len(batch) // 2
                     continue
-                tokens += sum(map(len, ids))
+                tokens += sum(map(len, answers))
                 bar.set_postfix_str(f"{tokens / (time.perf_counter() - began):.0f} tokens/s")
-                yield {key: _to_answer(tokenizer, answer) for (key, _, _), answer in zip(batch, ids, strict=True)}
+                yield {prompt: _to_answer(tokenizer, ids) for prompt, ids in zip(batch, answers, strict=True)}
             start += len(batch)
             bar.update(len(batch))
     bar.close()
@@ -141,15 +127,16 @@ def row_bytes(model, prompt_tokens: int, max_new_tokens: int) -> int:
     """Memory of one row of a batch: its keys and values and, for the prompt, one layer's activations. An estimate."""
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kept = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim  # twice, for the cache is copied when it grows
+    kept = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
     activations = 8 * config.hidden_size + 3 * config.intermediate_size
-    return model.dtype.itemsize * (kept * (prompt_tokens + max_new_tokens) + activations * prompt_tokens)
+    copies = 2  # the cache is copied when it grows
+    return model.dtype.itemsize * (copies * kept * (prompt_tokens + max_new_tokens) + activations * prompt_tokens)
 
 
-def pad_left(prompts: list[list[int]], pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(prompts: list, pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, T) ids and mask. Padding goes left, so that every row's next token comes from the last position."""
     width = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    ids = torch.tensor([[pad_id] * (width - len(prompt)) + [*prompt] for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     return ids, mask
 
@@ -182,7 +169,8 @@ def decode_plain(model, eos_id: int, ids: torch.Tensor, mask: torch.Tensor, max_
     """`generate()`, greedy, with nothing that changes the argmax."""
     from transformers import GenerationConfig
 
-    greedy = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=max_new_tokens, eos_token_id=eos_id, pad_token_id=eos_id)
+    greedy = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=max_new_tokens,
+                              eos_token_id=eos_id, pad_token_id=eos_id)
     output = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
     return [cut_after_eos(row, eos_id) for row in output[:, ids.shape[1]:].tolist()]
 
@@ -205,27 +193,7 @@ def compare_answers(a: list[str], b: list[str]) -> dict[str, float]:
         {'n': 2, 'identical': 0.5, 'common_prefix': 0.8333333333333333}
     """
     shares = []
-    for left, right in zip(a, b, strict=True):
-        left, right = left.split(), right.split()
-        same = len(os.path.commonprefix([left, right]))
-        shares.append(same / max(len(left), len(right), 1) if left or right else 1.0)
+    for left, right in zip(map(str.split, a), map(str.split, b), strict=True):
+        shares.append(len(os.path.commonprefix([left, right])) / max(len(left), len(right)) if left or right else 1.0)
     identical = sum(left == right for left, right in zip(a, b, strict=True))
     return {"n": len(a), "identical": identical / len(a), "common_prefix": sum(shares) / len(a)}
-
-
-def compare_starts(tokenizer, full: list[Answer], short: list[Answer], first: int = 16) -> dict[str, float]:
-    """Agreement of answers with others of the same questions that may have been cut at fewer tokens.
-
-    Returns:
-        identical: share of equal answers; one that was cut need only equal the start of the other.
-        first_16: share of the first 16 tokens that are the same at the same place; a token that only one of the two has counts as
-            different, unless the cut took it.
-    """
-    identical = same = tokens = 0
-    for left, right in zip(full, short, strict=True):
-        text = right.text if right.stopped else right.text.rstrip("\ufffd")  # a cut can leave half a character
-        identical += left.text == text if right.stopped else left.text.startswith(text)
-        a, b = (tokenizer(each, add_special_tokens=False)["input_ids"][:first] for each in (left.text, text))
-        tokens += max(len(a), len(b)) if right.stopped else len(b)
-        same += sum(x == y for x, y in zip(a, b, strict=False))
-    return {"identical": identical / len(full), f"first_{first}": same / tokens if tokens else 1.0}

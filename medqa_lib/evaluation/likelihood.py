@@ -1,16 +1,15 @@
-"""What a model itself finds likely: loss and perplexity on answer tokens, and the choice among given options."""
+"""What a model itself finds likely: the loss on answer tokens, and the choice among given options."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
-from itertools import islice
 
-import numpy as np
 import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from medqa_lib.labels import IGNORE_INDEX, encode_example
@@ -20,22 +19,23 @@ MAX_LOGITS = 2**25  # 0.25 GB in float64
 
 
 def completion_loss(model, examples: Sequence[dict]) -> float:
-    """Mean loss of the supervised tokens in nats, every token counting the same; its exponential is the perplexity.
+    """Mean loss of the supervised tokens in nats, all tokens weigh alike; its exponential is the perplexity.
 
     Args:
         model: causal language model; it is left in evaluation mode.
-        examples: list or Dataset of rows with `input_ids` and unshifted `labels`, (T,) each, as `labels.encode_example` gives them.
+        examples: list or Dataset of rows with `input_ids` and unshifted `labels`, (T,) each, as
+            `labels.encode_example` gives them.
     Raises:
         ValueError: no token is supervised.
     """
     losses, tokens = sum_answer_losses(model, list(examples))
     if sum(tokens) == 0:
-        raise ValueError(f"None of {len(losses)} examples has a supervised token; expected labels other than {IGNORE_INDEX}.")
+        raise ValueError(f"None of {len(losses)} examples has a supervised token: all labels are {IGNORE_INDEX}.")
     return math.fsum(losses) / sum(tokens)
 
 
 def score_options(model, tokenizer, questions: Sequence[str], choices: Sequence[str]) -> pd.DataFrame:
-    """Whether the right option of a multiple-choice question is the likeliest answer: knowledge, not wording.
+    """Whether the correct option of a multiple-choice question is the likeliest answer: knowledge, not wording.
 
     An option's score is the log-likelihood of its text after the prompt, without EOS, divided by its number of
     characters, so that an option is not punished for its length (`acc_norm` of the lm-evaluation-harness).
@@ -44,22 +44,25 @@ def score_options(model, tokenizer, questions: Sequence[str], choices: Sequence[
         questions: N questions.
         choices: N strings, each "" (no options) or JSON such as `{"options": ["Iron", "Zinc"], "correct": 0}`.
     Returns:
-        N rows: `mcq_asked` (1 or 0), `mcq_correct` (1 or 0) and `mcq_chance` (what guessing gives), all 0 without options.
+        N rows: `mcq_asked` (1 or 0), `mcq_correct` (1 or 0), `mcq_chance` (what guessing gives), all 0 without options.
     """
-    asked = [(row, question, json.loads(choice)) for row, (question, choice) in enumerate(zip(questions, choices, strict=True)) if choice]
-    options = [(question, option) for _, question, choice in asked for option in choice["options"]]
+    asked = {row: json.loads(choice) for row, choice in enumerate(choices) if choice}
+    pairs = [(row, option) for row, choice in asked.items() for option in choice["options"]]
     limit = model.config.max_position_embeddings
-    losses, _ = sum_answer_losses(model, [encode_example(tokenizer, *pair, limit, policy="no_eos", truncation="drop") for pair in options])
-    per_character = iter([loss / len(option) for loss, (_, option) in zip(losses, options, strict=True)])
-    table = np.zeros((len(questions), 3))
-    for row, _, choice in asked:
-        scores = list(islice(per_character, len(choice["options"])))
-        table[row] = 1, scores.index(min(scores)) == choice["correct"], 1 / len(scores)
-    return pd.DataFrame(table, columns=["mcq_asked", "mcq_correct", "mcq_chance"])
+    losses, _ = sum_answer_losses(model, [
+        encode_example(tokenizer, questions[row], option, limit, policy="no_eos", truncation="drop")
+        for row, option in pairs])
+    scores: dict[int, list[float]] = {row: [] for row in asked}
+    for (row, option), loss in zip(pairs, losses, strict=True):
+        scores[row].append(loss / len(option))
+    table = pd.DataFrame(0.0, range(len(questions)), ["mcq_asked", "mcq_correct", "mcq_chance"])
+    for row, found in scores.items():
+        table.loc[row] = 1, found.index(min(found)) == asked[row]["correct"], 1 / len(found)
+    return table
 
 
 def sum_answer_losses(model, examples: Sequence[dict]) -> tuple[list[float], list[int]]:
-    """(N,) summed loss in nats and (N,) number of supervised tokens of each example, in batches of similar length."""
+    """(N,) summed loss in nats and (N,) number of supervised tokens, in batches of similar length."""
     model.eval()
     losses, tokens = [0.0] * len(examples), [0] * len(examples)
     budget = MAX_BATCH_TOKENS[model.device.type]
@@ -76,23 +79,17 @@ def sum_answer_losses(model, examples: Sequence[dict]) -> tuple[list[float], lis
 
 @torch.no_grad()
 def _compute_losses(model, batch: Sequence[dict]) -> list[torch.Tensor]:
-    """Loss of each supervised token, one float64 tensor an example. Right padding: nothing before it can see it.
+    """Loss of each supervised token, one float64 tensor per example. Right padding: no token sees what is after it.
 
     The sum over a vocabulary of 49,152 loses 2e-5 of the loss in float32, so it is taken in float64.
     """
-    longest = max(len(example["input_ids"]) for example in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    labels = torch.full_like(ids, IGNORE_INDEX)
-    mask = torch.zeros_like(ids)
-    for row, example in enumerate(batch):
-        length = len(example["input_ids"])
-        ids[row, :length] = torch.tensor(example["input_ids"])
-        labels[row, :length] = torch.tensor(example["labels"])
-        mask[row, :length] = 1
-    logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits[:, :-1]
-    targets = labels[:, 1:].to(logits.device)
+    def pad(name: str, value: int) -> torch.Tensor:
+        return pad_sequence([torch.tensor(example[name]) for example in batch], True, value).to(model.device)
+
+    ids, targets = pad("input_ids", -1), pad("labels", IGNORE_INDEX)[:, 1:]
+    logits = model(input_ids=ids.clamp(0), attention_mask=(ids >= 0).long(), use_cache=False).logits[:, :-1]
     kept = targets != IGNORE_INDEX
     part = max(1, MAX_LOGITS // logits.shape[-1])
-    loss = torch.cat([cross_entropy(some.double(), target, reduction="none")
-                      for some, target in zip(logits[kept].split(part), targets[kept].split(part), strict=True)])
+    loss = torch.cat([cross_entropy(some.double(), target, reduction="none") for some, target
+                      in zip(logits[kept].split(part), targets[kept].split(part), strict=True)])
     return list(loss.cpu().split(kept.sum(1).tolist()))

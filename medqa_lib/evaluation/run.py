@@ -1,4 +1,4 @@
-"""Base and tuned models answer the same questions through the same code, and the answers are scored."""
+"""Untuned and tuned models answer the same questions through the same code, and the answers are scored."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gc
 import math
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -16,16 +17,10 @@ import torch
 from medqa_lib import metrics
 from medqa_lib.config import Experiment, Profile, current_profile, home_dir
 from medqa_lib.data.prepare import hash_splits, prepare_splits
-from medqa_lib.evaluation import generation, likelihood
-from medqa_lib.evaluation.results import (
-    RunResult,
-    describe_environment,
-    find_finished,
-    question_id,
-    run_folder,
-    run_identity,
-    save_run,
-)
+from medqa_lib.evaluation import likelihood, results
+from medqa_lib.evaluation.answers import AnswerStore
+from medqa_lib.evaluation.generation import generate_records
+from medqa_lib.evaluation.results import RunResult
 from medqa_lib.labels import UNUSABLE, encode_split
 from medqa_lib.model import check_eos_token, load_base_model, load_merged, load_tokenizer
 
@@ -40,21 +35,34 @@ SAMPLE_QUESTIONS = (
     "Who is at risk for osteoporosis?",
     "What should I do if I think I am having a heart attack?",
     "Can I take antibiotics for a cold?",
-    "A patient on warfarin has an INR of 8 and no bleeding. Which drug reverses the effect?\nA. Protamine\nB. Vitamin K\n"
-    "C. Naloxone\nD. Flumazenil",
+    "A patient on warfarin has an INR of 8 and no bleeding. Which drug reverses the effect?\n"
+    "A. Protamine\nB. Vitamin K\nC. Naloxone\nD. Flumazenil",
 )
 
-# Questions and new tokens with which NF4 + adapter is asked beside the merged model. It is slow: on a GPU a quarter of a second a token
-# for all questions together, on two cores a third, and there four runs of the main job may take 15 seconds longer, not more.
-MERGE_CHECK = {"cuda": (64, 64), "cpu": (4, 10)}
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all parts of a run share: its name, the splits, the profile, the home folder and its identity."""
+
+    name: str
+    splits: dict
+    profile: Profile
+    home: Path
+    identity: dict
+
+    @property
+    def folder(self) -> Path:
+        return results.run_folder(self.name, self.profile, self.home)
+
+    def answers(self, adapter_dir: Path | None = None) -> AnswerStore:
+        """The run's answers file."""
+        return AnswerStore(self.home / "answers" / self.profile.model_slug / f"{self.name}.jsonl", adapter_dir)
 
 
 def count_test_questions(test, profile: Profile) -> int | None:
-    """How many test rows a run answers here, None for all: what the profile says, else all on a large GPU and 300 on a small one."""
-    if profile.test_questions is None and len(test) > 300 and torch.cuda.is_available() \
-            and torch.cuda.get_device_properties(0).total_memory < 20 * 2**30:
-        return 300
-    return profile.test_questions
+    """How many test questions a run answers, None for all: what the profile says, but 300 on a small GPU."""
+    small = torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 20 * 2**30
+    return 300 if profile.test_questions is None and small and len(test) > 300 else profile.test_questions
 
 
 def choose_test_questions(test, profile: Profile):
@@ -64,23 +72,24 @@ def choose_test_questions(test, profile: Profile):
 
 
 def result_identity(experiment: Experiment | None, profile: Profile, splits) -> dict:
-    """`run_identity` of a result: it says how many test questions were answered, so a small GPU's is not set beside a large one's.
+    """`run_identity` of a result. It holds how many test questions were answered: a small GPU answers fewer.
 
     A checkpoint's identity leaves that open: its training may go on on another GPU.
     """
     profile = dataclasses.replace(profile, test_questions=count_test_questions(splits["test"], profile))
-    return run_identity(experiment, profile, hash_splits(splits))
+    return results.run_identity(experiment, profile, hash_splits(splits))
 
 
 def encode_validation(tokenizer, validation, profile: Profile):
-    """Validation rows with aligned labels, whatever policy a run trains on: the loss that is compared. Says which rows are left out."""
+    """Validation rows with correct labels, whatever policy a run trains on: all runs are compared by this loss."""
     if profile.validation_pairs is not None and profile.validation_pairs < len(validation):
         validation = validation.shuffle(seed=42).select(range(profile.validation_pairs))
     limit = profile.max_length or 512
     encoded, counts = encode_split(tokenizer, validation, limit, policy="aligned")
     lost = [f"{counts[name]} ({reason})" for name, reason in UNUSABLE.items() if name in counts]
     if lost and not int(os.environ.get("RANK", "0")):
-        print_once(f"Validation loss is over {counts['kept']} of {counts['rows']} pairs; left out at {limit} tokens: {', '.join(lost)}")
+        print_once(f"Validation loss is over {counts['kept']} of {counts['rows']} pairs; left out at {limit} tokens: "
+                   f"{', '.join(lost)}")
     return encoded
 
 
@@ -91,106 +100,63 @@ def print_once(line: str) -> None:
 
 
 def run_base(splits=None, profile: Profile | None = None, home: Path | None = None, name: str = "base") -> RunResult:
-    """Evaluate the untuned model; a finished evaluation of the same model, data, profile and test questions is read instead."""
+    """Evaluate the untuned model. A finished evaluation of the same model, data and profile is read instead."""
     profile, home = profile or current_profile(), home or home_dir()
     splits = splits or prepare_splits(home=home)
-    identity = result_identity(None, profile, splits)
-    folder = run_folder(name, profile, home)
-    return find_finished(folder, identity) or evaluate_run(folder, None, splits, profile, home, {"identity": identity})
+    context = RunContext(name, splits, profile, home, result_identity(None, profile, splits))
+    return results.find_finished(context.folder, context.identity) or evaluate_run(context)
 
 
-def evaluate_run(folder: Path, adapter_dir: Path | None, splits, profile: Profile, home: Path, config: dict,
-                 losses: pd.DataFrame | None = None, training: dict | None = None) -> RunResult | None:
+def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: pd.DataFrame | None = None,
+                 training: dict | None = None) -> RunResult | None:
     """Answer the test questions, score them and write the run's folder.
 
-    Under `accelerate launch` every process answers its share; the first one scores and writes, the others return None.
+    Under `accelerate launch` every process answers its share; the first one scores and writes, the others
+    return None.
 
     Args:
-        folder: where the results go; its name is the run's name.
-        adapter_dir: the trained adapter, None for the base model.
-        config: goes into config.json, with the environment.
-        losses: training's loss history; the base has its validation loss only.
+        adapter_dir: the trained adapter, None for the untuned model.
+        losses: training's loss history; the untuned model has its validation loss only.
         training: numbers of the training run for metrics.json.
     """
-    tokenizer = load_tokenizer(profile)
-    test = choose_test_questions(splits["test"], profile)
+    profile, tokenizer = context.profile, load_tokenizer(context.profile)
+    test = choose_test_questions(context.splits["test"], profile)
     base, questions = load_base_model(profile), list(test["question"])
     check_eos_token(base, tokenizer)
-    unmerged = answer_unmerged(base, adapter_dir, questions, profile) if adapter_dir else []
     model = load_merged(adapter_dir, profile, base)
-    validation = encode_validation(tokenizer, splits["validation"], profile)
+    validation = encode_validation(tokenizer, context.splits["validation"], profile)
     loss = likelihood.completion_loss(model, validation)
-    store = generation.AnswerStore(home / "answers" / profile.model_slug / f"{folder.name}.jsonl")
-    adapter = generation.hash_adapter(adapter_dir)
     start = time.perf_counter()
-    answers = generation.generate_records(model, tokenizer, questions, profile.max_new_tokens, store=store, adapter_hash=adapter)
+    answers = generate_records(model, tokenizer, [*questions, *SAMPLE_QUESTIONS], profile.max_new_tokens,
+                               context.answers(adapter_dir))
     answer_time_s = time.perf_counter() - start
-    shown = generation.generate_answers(model, tokenizer, SAMPLE_QUESTIONS, profile.max_new_tokens, store=store, adapter_hash=adapter)
     options = likelihood.score_options(model, tokenizer, questions, list(test["choices"]))
     del model, base
     gc.collect()
     torch.cuda.empty_cache()
     if int(os.environ.get("RANK", "0")):
         return None
-    agreement = compare_merge(tokenizer, answers, unmerged, profile) if unmerged else {}
-    scores = score_test(test, answers, profile)
-    if options["mcq_asked"].any():
+    scores = score_test(test, answers[:len(test)], profile)
+    numbers = {"validation_loss": loss, "perplexity": math.exp(loss), "n_validation": len(validation),
+               "answer_time_s": answer_time_s, "answer_tokens": sum(answer.tokens for answer in answers)}
+    asked = int(options["mcq_asked"].sum())
+    if asked:
         scores = pd.concat([scores, options], axis=1)
-    numbers = {**metrics.summarize_scores(scores), "n_test": len(scores), "validation_loss": loss, "perplexity": math.exp(loss),
-               "n_validation": len(validation), **summarize_options(options), "answer_time_s": answer_time_s,
-               "answer_tokens": sum(answer.tokens for answer in answers), **agreement, **(training or {})}
+        numbers["mcq_chance"] = float(options["mcq_chance"].sum() / asked)
+    numbers |= {**metrics.summarize_scores(scores), "n_test": len(scores), "mcq_questions": asked, **(training or {})}
     if losses is None:
         losses = pd.DataFrame([{"step": 0, "split": "validation", "loss": loss, "learning_rate": None, "tokens": 0}])
-    samples = [{"question": question, "answer": answer} for question, answer in zip(SAMPLE_QUESTIONS, shown, strict=True)]
-    return save_run(folder, {**config, **describe_environment()}, numbers, scores, losses, samples)
-
-
-def summarize_options(options: pd.DataFrame) -> dict:
-    """How many multiple-choice questions `score_options` saw, and the share that guessing gets right."""
-    asked = int(options["mcq_asked"].sum())
-    return {"mcq_questions": asked, **({"mcq_chance": float(options["mcq_chance"].sum() / asked)} if asked else {})}
-
-
-def merge_check_size(profile: Profile) -> tuple[int, int]:
-    """Questions and new tokens of MERGE_CHECK on this machine."""
-    questions, new_tokens = MERGE_CHECK["cuda" if torch.cuda.is_available() else "cpu"]
-    return questions, min(new_tokens, profile.max_new_tokens)
-
-
-def answer_unmerged(base, adapter_dir: Path, questions: list[str], profile: Profile) -> list[generation.Answer]:
-    """What NF4 + adapter, the model as it was trained, answers to the first of the questions: see MERGE_CHECK.
-
-    Args:
-        base: of `load_base_model`; it comes back without the adapter.
-    """
-    from peft import PeftModel
-
-    number, new_tokens = merge_check_size(profile)
-    model = PeftModel.from_pretrained(base, str(adapter_dir))
-    answers = generation.generate_records(model, load_tokenizer(profile), questions[:number], new_tokens)
-    model.unload()
-    return answers
-
-
-def compare_merge(tokenizer, merged: list[generation.Answer], unmerged: list[generation.Answer], profile: Profile) -> dict:
-    """Agreement of the merged model's answers, which are scored, with those of `answer_unmerged`; prints it.
-
-    Returns:
-        For metrics.json: `merge_identical` and `merge_first_16` (shares: see `generation.compare_starts`), `merge_questions` and
-        `merge_new_tokens` (where the answers of NF4 + adapter were cut).
-    """
-    new_tokens = merge_check_size(profile)[1]
-    found = generation.compare_starts(tokenizer, merged[: len(unmerged)], unmerged)
-    print(f"Merged against NF4 + adapter, {len(unmerged)} questions, {new_tokens} tokens: {found['identical']:.1%} of the answers "
-          f"identical, {found['first_16']:.1%} of the first {min(16, new_tokens)} tokens")
-    return {**{f"merge_{name}": share for name, share in found.items()}, "merge_questions": len(unmerged), "merge_new_tokens": new_tokens}
+    samples = [{"question": question, "answer": answer.text}
+               for question, answer in zip(SAMPLE_QUESTIONS, answers[len(test):], strict=True)]
+    config = {"identity": context.identity, **results.describe_environment()}
+    return results.save_run(context.folder, config, numbers, scores, losses, samples)
 
 
 def score_test(test, answers, profile: Profile) -> pd.DataFrame:
     """score_answers' frame, with what identifies a row but does not show it."""
-    references = list(test["answer"])
-    scores = metrics.score_answers([answer.text for answer in answers], references, questions=list(test["question"]),
-                                   encoder=profile.bertscore_encoder, stopped=[answer.stopped for answer in answers])
-    about = pd.DataFrame({"question_id": [question_id(question) for question in test["question"]], "source": list(test["source"]),
-                          "group": [str(group) for group in test["group"]]})
-    return pd.concat([about, scores.reset_index(drop=True)], axis=1)
+    questions = list(test["question"])
+    scores = metrics.score_answers([answer.text for answer in answers], list(test["answer"]), questions,
+                                   profile.bertscore_encoder, [answer.stopped for answer in answers])
+    about = pd.DataFrame({"question_id": list(map(results.question_id, questions)), "source": list(test["source"]),
+                          "group": list(map(str, test["group"]))})
+    return pd.concat([about, scores], axis=1)

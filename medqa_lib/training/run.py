@@ -23,6 +23,7 @@ from medqa_lib.config import Experiment, Profile, current_profile, get_experimen
 from medqa_lib.data.prepare import prepare_splits
 from medqa_lib.evaluation.results import RunResult, find_finished, load_run, run_folder, run_identity
 from medqa_lib.evaluation.run import (
+    RunContext,
     choose_test_questions,
     encode_validation,
     evaluate_run,
@@ -68,7 +69,7 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
     with CheckpointSession(local, lasting, run_identity(experiment, profile, identity["data"])) as session:
         losses, training = train_adapter(experiment, splits, profile, session, adapter_dir)
         wait_for_all()  # the first process has written the adapter
-        evaluate_run(folder, adapter_dir, splits, profile, home, {"identity": identity}, losses, training)
+        evaluate_run(RunContext(experiment.name, splits, profile, home, identity), adapter_dir, losses, training)
     wait_for_all()
     return load_run(folder)
 

@@ -16,15 +16,8 @@ from transformers import GenerationConfig
 from medqa_lib import labels
 from medqa_lib.config import PROFILES
 from medqa_lib.evaluation import generation
-from medqa_lib.evaluation.generation import (
-    Answer,
-    AnswerStore,
-    compare_answers,
-    generate_answers,
-    generate_records,
-    hash_adapter,
-    pad_left,
-)
+from medqa_lib.evaluation.answers import Answer, AnswerStore, hash_adapter
+from medqa_lib.evaluation.generation import compare_answers, generate_answers, generate_records, pad_left
 from medqa_lib.model import load_base_model, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 
@@ -35,7 +28,7 @@ QUESTIONS = [
     "Is asthma inherited?",
     "How is anaemia treated at home?",
 ]
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +110,9 @@ def test_generate_records_says_whether_an_answer_stopped(model):
         ids[5]
     )  # so the answer ends with its sixth token, or an equal one before
     length = ids.index(ids[5])
-    (answer,) = generate_records(model, tokenizer, QUESTIONS[:1], 12, prompt=lambda *_: prompt)
+    (answer,) = generate_records(model, tokenizer, [prompt], 12)
     assert (answer.stopped, answer.tokens) == (True, length)
-    (cut,) = generate_records(model, tokenizer, QUESTIONS[:1], length, prompt=lambda *_: prompt)
+    (cut,) = generate_records(model, tokenizer, [prompt], length)
     assert (cut.stopped, cut.tokens) == (False, length)
 
 
@@ -142,25 +135,22 @@ def test_generate_records_reads_without_a_model(model, tokenizer, tmp_path):
         generate_records(None, tokenizer, ["Is it new?"], 4, store=AnswerStore(path))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"max_new_tokens": 5}, {"adapter_hash": "other"}, {"prompt": lambda tokenizer, question: [7, 8]}],
-)
-def test_generate_records_does_not_read_what_another_setting_wrote(model, tokenizer, tmp_path, change):
-    path = tmp_path / "answers.jsonl"
-    generate_records(model, tokenizer, QUESTIONS, 4, store=AnswerStore(path))
+@pytest.mark.parametrize("change", ["max_new_tokens", "adapter", "prompt", "eos"])
+def test_generate_records_does_not_read_what_another_setting_wrote(model, tmp_path, change):
+    tokenizer, store = load_tokenizer(PROFILES["smoke"]), AnswerStore(tmp_path / "answers.jsonl")
+    generate_records(model, tokenizer, QUESTIONS, 4, store)
+    again = AnswerStore(tmp_path / "answers.jsonl")
+    questions, new_tokens = QUESTIONS, 4
+    if change == "max_new_tokens":
+        new_tokens = 5
+    elif change == "adapter":
+        again.model = "another"
+    elif change == "prompt":
+        questions = [[*encode_prompt(tokenizer, question), 7] for question in QUESTIONS]
+    else:
+        tokenizer.eos_token = "a"
     with pytest.raises(ValueError, match="5 of 5"):
-        generate_records(
-            None, tokenizer, QUESTIONS, **{"max_new_tokens": 4, **change}, store=AnswerStore(path)
-        )
-
-
-def test_generate_records_does_not_read_answers_with_another_end(model, tmp_path):
-    path, tokenizer = tmp_path / "answers.jsonl", load_tokenizer(PROFILES["smoke"])
-    generate_records(model, tokenizer, QUESTIONS, 4, store=AnswerStore(path))
-    tokenizer.eos_token = "a"
-    with pytest.raises(ValueError, match="5 of 5"):
-        generate_records(None, tokenizer, QUESTIONS, 4, store=AnswerStore(path))
+        generate_records(None, tokenizer, questions, new_tokens, again)
 
 
 def test_generate_records_halves_the_batch_when_memory_runs_out(model, tokenizer, monkeypatch):
@@ -186,45 +176,37 @@ def test_generate_records_gives_up_when_one_row_does_not_fit(model, tokenizer, m
         generate_answers(model, tokenizer, QUESTIONS, 4)
 
 
-def test_answer_store_repairs_a_line_torn_at_any_byte(model, tokenizer, tmp_path):
-    path = tmp_path / "answers.jsonl"
-    expected = generate_records(model, tokenizer, QUESTIONS, 4, batch_size=2, store=AnswerStore(path))
+def test_answer_store_repairs_a_line_torn_at_any_byte(tmp_path):
+    path, settings = tmp_path / "answers.jsonl", {"max_new_tokens": 4}
+    answers = {(1, 2): Answer("Rest.", True, 2), (3,): Answer("naïve\u2028œdema", False, 4)}
+    for prompt, answer in answers.items():
+        AnswerStore(path).append({prompt: answer}, settings)
     whole = path.read_bytes()
-    for cut in random.Random(0).sample(range(len(whole)), 12):
+    for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
         store = AnswerStore(path)
-        assert store.damaged == []
-        assert generate_records(model, tokenizer, QUESTIONS, 4, batch_size=2, store=store) == expected
+        missing = {prompt: answer for prompt, answer in answers.items() if not store.get(prompt, settings)}
+        assert len(missing) == (2 if cut <= whole.index(b"\n") else 1)
+        store.append(missing, settings)
         assert path.read_bytes() == whole
+        assert all(AnswerStore(path).get(prompt, settings) == answer for prompt, answer in answers.items())
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda line: line.replace('"tokens": 4', '"tokens": 5'),
-        lambda line: line[: len(line) // 2],
-        lambda line: "\0" * 20,
-        lambda line: "[]",
-        lambda line: "7",
-    ],
-)
-def test_answer_store_reports_and_replaces_a_damaged_line(model, tokenizer, tmp_path, damage):
+def test_answer_store_ignores_a_damaged_line(tmp_path):
     path = tmp_path / "answers.jsonl"
-    expected = generate_records(model, tokenizer, QUESTIONS, 4, store=AnswerStore(path))
-    lines = records_of(path)
-    assert damage(lines[1]) != lines[1]
-    path.write_text("\n".join([lines[0], damage(lines[1]), *lines[2:]]) + "\n")
-    with pytest.warns(UserWarning, match="1 damaged lines.*answers.jsonl:2"):
-        store = AnswerStore(path)
-    assert generate_records(model, tokenizer, QUESTIONS, 4, store=store) == expected
-    assert records_of(path)[-1] == lines[1]
+    for prompt in ((1,), (2,)):
+        AnswerStore(path).append({prompt: Answer("Rest.", True, 2)}, {})
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"\0" * 20 + b"\n" + lines[1])
+    store = AnswerStore(path)
+    assert (store.get((1,), {}), store.get((2,), {})) == (None, Answer("Rest.", True, 2))
 
 
-def test_answer_store_reads_the_parts_of_other_processes(tmp_path):
+def test_answer_store_reads_the_files_of_other_processes(tmp_path):
     store = AnswerStore(tmp_path / "answers.jsonl")
-    store.append({("base", "q", "s"): Answer("Rest.\u2028ü", True, 2)}, process=3)
-    assert (tmp_path / "answers.part3.jsonl").exists() and not store.path.exists()
-    assert AnswerStore(store.path).get(("base", "q", "s")) == Answer("Rest.\u2028ü", True, 2)
+    store.append({(5,): Answer("Rest.", True, 2)}, {}, process=3)
+    assert not store.path.exists()
+    assert AnswerStore(store.path).get((5,), {}) == Answer("Rest.", True, 2)
 
 
 def test_pad_left_puts_padding_before_the_prompt():
@@ -242,32 +224,6 @@ def test_compare_answers_counts_words_before_the_first_difference():
     # 2 of 3 words, all, none of 2, and two empty answers
     result = compare_answers(["rest and water", "no", "see one", ""], ["rest and sleep", "no", "a", ""])
     assert result == {"n": 4, "identical": 0.5, "common_prefix": pytest.approx((2 / 3 + 1 + 0 + 1) / 4)}
-
-
-def test_compare_starts_forgives_only_what_the_cut_took(tokenizer):
-    def answer(text, stopped=True):
-        return Answer(text, stopped, len(text))
-
-    # a token a character. Equal; cut, then equal so far; cut and different in 1 of 4; cut inside a character; ended early, 3 of 5 missing
-    full = [
-        answer("rest"),
-        answer("rest and water"),
-        answer("rest and water"),
-        answer("caf\u00e9"),
-        answer("yes it"),
-    ]
-    short = [
-        answer("rest"),
-        answer("rest", False),
-        answer("rust", False),
-        answer("caf\ufffd", False),
-        answer("yes"),
-    ]
-    same, tokens = 4 + 4 + 3 + 3 + 3, 4 + 4 + 4 + 3 + 5
-    assert generation.compare_starts(tokenizer, full, short, first=5) == {
-        "identical": 3 / 5,
-        "first_5": same / tokens,
-    }
 
 
 def test_hash_adapter_follows_weights_and_scale_only(tmp_path):
@@ -289,9 +245,10 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from medqa_lib.config import PROFILES
-from medqa_lib.evaluation.generation import Answer, AnswerStore, compare_answers, generate_answers, generate_records, hash_adapter, pad_left
+from medqa_lib.evaluation.answers import AnswerStore
+from medqa_lib.evaluation.generation import generate_answers
 from medqa_lib.model import load_base_model, load_tokenizer
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/evaluation")
 from test_generation import MANY
 model, tokenizer, path = load_base_model(PROFILES["smoke"], quantized=False).float(), load_tokenizer(PROFILES["smoke"]), Path(sys.argv[1])
 sys.stdin.readline()
@@ -300,7 +257,7 @@ answers = generate_answers(model, tokenizer, MANY, 40, batch_size=2, store=Answe
 
 
 NO_END = """
-from medqa_lib.evaluation.generation import AnswerStore
+from medqa_lib.evaluation.answers import AnswerStore
 import time
 append = AnswerStore.append
 def append_and_stay(store, *new):
@@ -371,4 +328,4 @@ def test_generate_records_splits_questions_between_processes(model, tokenizer, t
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert [json.loads((tmp_path / rank).read_text()) for rank in "01"] == [expected, expected]
-    assert [len(records_of(tmp_path / name)) for name in ("answers.jsonl", "answers.part1.jsonl")] == [12, 12]
+    assert [len(records_of(tmp_path / name)) for name in ("answers.jsonl", "answers.1.jsonl")] == [12, 12]

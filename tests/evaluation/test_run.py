@@ -1,5 +1,4 @@
-"""A tuned run reports how far the merged model, which is scored, agrees with NF4 + adapter, which was trained; a run that cannot be
-scored yet keeps its answers."""
+"""The merged model, which is scored, answers as NF4 + adapter, which was trained; a run that cannot be scored yet keeps its answers."""
 
 import dataclasses
 import json
@@ -10,11 +9,12 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from smoke_adapters import SMOKE, make_adapter
 
 from medqa_lib.config import EXPERIMENTS, PROFILES
 from medqa_lib.data import prepare_splits
-from medqa_lib.evaluation import generation
+from medqa_lib.evaluation import generation, results
 from medqa_lib.evaluation import run as evaluation
 from medqa_lib.model import load_base_model, load_merged, load_tokenizer
 from medqa_lib.training import run as training
@@ -50,37 +50,31 @@ def test_encode_validation_says_once_which_rows_are_left_out(splits, monkeypatch
     assert capsys.readouterr().out == ""
 
 
-def test_evaluate_run_reports_the_agreement_of_tuned_runs_only(adapter, splits, tmp_path, capsys):
-    tuned = evaluation.evaluate_run(tmp_path / "exp", adapter, splits, SMOKE, tmp_path, {})
-    sizes = {name: tuned.metrics[name] for name in ("merge_questions", "merge_new_tokens")}
-    assert sizes == {"merge_questions": 4, "merge_new_tokens": SMOKE.max_new_tokens}
-    assert (
-        tuned.metrics["merge_identical"] == tuned.metrics["merge_first_16"] == 1.0
-    )  # float32: the two differ by rounding only
-    line = "Merged against NF4 + adapter, 4 questions, 8 tokens: 100.0% of the answers identical, 100.0% of the first 8 tokens\n"
-    assert capsys.readouterr().out.count(line) == 1
-    base = evaluation.evaluate_run(tmp_path / "base", None, splits, SMOKE, tmp_path, {})
-    assert not [name for name in base.metrics if name.startswith("merge_")]
+def test_the_merged_model_answers_as_nf4_with_the_adapter(adapter):
+    questions, tokenizer = list(evaluation.SAMPLE_QUESTIONS), load_tokenizer(SMOKE)
+    base = load_base_model(SMOKE)
+    untuned = generation.generate_answers(base, tokenizer, questions, 16)
+    unmerged = generation.generate_answers(PeftModel.from_pretrained(base, str(adapter)), tokenizer, questions, 16)
+    assert generation.generate_answers(load_merged(adapter, SMOKE), tokenizer, questions, 16) == unmerged  # float32
+    assert len(set(unmerged) - set(untuned)) > len(questions) / 2
 
 
-def test_evaluate_run_notices_a_wrong_merge(adapter, splits, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        evaluation, "load_merged", lambda adapter_dir, profile, base: load_merged(None, profile, base)
-    )
-    wrong = evaluation.evaluate_run(tmp_path / "exp", adapter, splits, SMOKE, tmp_path, {}).metrics
-    assert wrong["merge_identical"] == 0 and wrong["merge_first_16"] < 0.5
+def make_context(splits, home, profile=SMOKE, name="base"):
+    return evaluation.RunContext(name, splits, profile, home, evaluation.result_identity(None, profile, splits))
 
 
-def test_answer_unmerged_gives_the_base_back_untouched(adapter):
-    base, ids = load_base_model(SMOKE), torch.arange(2, 20).view(1, -1)
-    before = base(ids).logits
-    evaluation.answer_unmerged(base, adapter, ["What is gout?"], SMOKE)
-    assert torch.equal(base(ids).logits, before)
-    assert torch.equal(load_merged(adapter, SMOKE, base)(ids).logits, load_merged(adapter, SMOKE)(ids).logits)
+def test_evaluate_run_scores_the_adapter_it_is_given(adapter, splits, tmp_path):
+    run = evaluation.evaluate_run(make_context(splits, tmp_path, name="exp"), adapter, training={"trained_steps": 3})
+    tokenizer, model = load_tokenizer(SMOKE), load_merged(adapter, SMOKE)
+    questions = [*evaluation.choose_test_questions(splits["test"], SMOKE)["question"], *evaluation.SAMPLE_QUESTIONS]
+    answers = generation.generate_answers(model, tokenizer, questions, SMOKE.max_new_tokens)
+    assert list(run.samples["answer"]) == answers[SMOKE.test_questions :]
+    assert list(run.scores["words"]) == [len(answer.split()) for answer in answers[: SMOKE.test_questions]]
+    assert run.metrics["trained_steps"] == 3 and run.metrics["perplexity"] > 1
 
 
 GPU = dataclasses.replace(PROFILES["gpu"], model="smollm2-135m", bertscore_encoder="all-minilm-l6-v2")
-PUBLISHED = sorted((Path(__file__).parents[1] / "assets" / "results" / "smollm2-135m").glob("*/config.json"))
+PUBLISHED = sorted((Path(__file__).parents[2] / "assets" / "results" / "smollm2-135m").glob("*/config.json"))
 
 
 @pytest.fixture
@@ -123,25 +117,16 @@ def test_result_identity_names_the_test_questions_that_are_answered(
 
 
 def test_run_base_of_a_small_gpu_is_not_read_on_a_large_one(use_gpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        evaluation,
-        "evaluate_run",
-        lambda folder, _adapter, _splits, _profile, _home, config: (folder, config),
-    )
+    scores = pd.DataFrame({"question_id": ["a"], "group": ["b"]})
+    monkeypatch.setattr(evaluation, "evaluate_run", lambda context: results.save_run(
+        context.folder, {"identity": context.identity}, {}, scores, pd.DataFrame({"step": [0]}), []))
     splits = make_splits(301)
     use_gpu(15)
-    folder, config = evaluation.run_base(splits, GPU, tmp_path)
-    evaluation.save_run(
-        folder,
-        config,
-        {},
-        pd.DataFrame({"question_id": ["a"], "group": ["b"]}),
-        pd.DataFrame({"step": [0]}),
-        [],
-    )
-    assert evaluation.run_base(splits, GPU, tmp_path).config == config
+    run = evaluation.run_base(splits, GPU, tmp_path)
+    monkeypatch.setattr(evaluation, "evaluate_run", None)  # from here on runs are only read
+    assert evaluation.run_base(splits, GPU, tmp_path).config == run.config
     use_gpu(80)
-    with pytest.raises(ValueError, match="evaluation.test_questions: checkpoint 300, this run None"):
+    with pytest.raises(ValueError, match="evaluation.test_questions"):
         evaluation.run_base(splits, GPU, tmp_path)
 
 
@@ -167,7 +152,7 @@ def test_published_runs_still_have_the_identity_that_a_large_gpu_gives(use_gpu, 
     assert len(PUBLISHED) > 20
     for path in PUBLISHED:
         saved = json.loads(path.read_text())["identity"]
-        name = "base" if path.parent.name.startswith(("base", "line_")) else path.parent.name
+        name = "base" if path.parent.name.startswith(("base", "baseline")) else path.parent.name
         monkeypatch.setattr(evaluation, "hash_splits", lambda _splits, saved=saved: saved["data"])
         assert evaluation.result_identity(EXPERIMENTS.get(name), GPU, make_splits(1747)) == saved, path
 
@@ -187,12 +172,12 @@ def test_evaluate_run_keeps_its_answers_when_the_encoder_cannot_be_fetched(
     cache_roberta, splits, tmp_path, monkeypatch
 ):
     def evaluate():
-        return evaluation.evaluate_run(tmp_path / "base", None, splits, WITH_BERTSCORE, tmp_path, {})
+        return evaluation.evaluate_run(make_context(splits, tmp_path, WITH_BERTSCORE))
 
     with pytest.raises(RuntimeError, match="answers.*are kept"):
         evaluate()
     answers = (tmp_path / "answers" / "smoke-llama" / "base.jsonl").read_bytes()
-    assert answers.count(b"\n") >= SMOKE.test_questions and not (tmp_path / "base" / "metrics.json").exists()
+    assert answers.count(b"\n") >= SMOKE.test_questions and not list(tmp_path.glob("results/*/*/metrics.json"))
     cache_roberta()
     monkeypatch.setattr(generation, "_generate_batches", None)  # calling it would fail
     assert 0 < evaluate().metrics["bertscore_f1"] <= 1

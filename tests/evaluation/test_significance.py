@@ -54,7 +54,7 @@ def share_covered(n_sets, n_groups, n_resamples):
 
 
 def test_compare_runs_interval_covers_truth_fast():
-    assert 0.88 <= share_covered(120, 60, 600) <= 0.99
+    assert 0.88 <= share_covered(60, 60, 400) <= 1
 
 
 @pytest.mark.slow
@@ -81,41 +81,38 @@ def test_compare_many_holds_family_error(correlation):
 
 
 def test_compare_many_holds_family_error_fast():
-    assert share_of_false_families(10, 0.0, 2000) <= 0.2  # uncorrected, four families in five would be false
+    assert share_of_false_families(6, 0.0, 2000) <= 0.34  # uncorrected, four families in five would be false
 
 
-def test_compare_runs_equals_bootstrap_written_out():
+@pytest.mark.parametrize("name", ["rouge1", "bleu"])
+def test_compare_runs_equals_bootstrap_written_out(name):
     """The same draws of groups, each resample gathered row by row."""
     rng = np.random.default_rng(3)
     groups = rng.integers(0, 40, 90)
+    values = {} if name == "bleu" else {"rouge1": np.zeros(90)}
     base, tuned = (
-        make_frame({"rouge1": rng.random(90) + shift}, groups, **make_bleu_columns(rng, 90))
+        make_frame({name: rng.random(90) + shift for name in values} or make_bleu_columns(rng, 90), groups)
         for shift in (0, 0.1)
     )
     labels = list(dict.fromkeys(base["group"]))
-    draws = np.random.default_rng(42).integers(len(labels), size=(60, len(labels)))
-    deltas, percents = {"rouge1": [], "bleu": []}, {"rouge1": [], "bleu": []}
-    for draw in draws:
-        rows = np.concatenate([np.flatnonzero(base["group"] == labels[group]) for group in draw])
-        low, high = (summarize_scores(frame.iloc[rows]) for frame in (base, tuned))
-        for name in deltas:
-            deltas[name].append(high[name] - low[name])
-            percents[name].append(100 * (high[name] - low[name]) / low[name])
-    table = statistics.compare_runs(base, tuned, n_resamples=60).set_index("metric")
+    members = [np.flatnonzero(base["group"] == label) for label in labels]
+    deltas, percents = [], []
+    for draw in np.random.default_rng(42).integers(len(labels), size=(200, len(labels))):
+        rows = np.concatenate([members[group] for group in draw])
+        low, high = (summarize_scores(frame.iloc[rows])[name] for frame in (base, tuned))
+        deltas.append(high - low)
+        percents.append(100 * (high - low) / low)
+    row = statistics.compare_runs(base, tuned, [name], n_resamples=200).iloc[0]
     sizes = base["group"].value_counts()
     effective = sizes.sum() ** 2 / (sizes**2).sum()
     level = norm.cdf(np.sqrt(effective / (effective - 1)) * t.ppf(0.025, effective - 1))
     assert 0.015 < level < 0.025
-    for name in deltas:
-        row = table.loc[name]
-        assert row["delta"] == pytest.approx(summarize_scores(tuned)[name] - summarize_scores(base)[name])
-        assert [row["ci_low"], row["ci_high"]] == pytest.approx(
-            list(np.quantile(deltas[name], [level, 1 - level]))
-        )
-        assert [row["percent_low"], row["percent_high"]] == pytest.approx(
-            list(np.quantile(percents[name], [level, 1 - level]))
-        )
-        assert (row["n"], row["groups"]) == (90, len(labels))
+    assert row["delta"] == pytest.approx(summarize_scores(tuned)[name] - summarize_scores(base)[name])
+    assert [row["ci_low"], row["ci_high"]] == pytest.approx(list(np.quantile(deltas, [level, 1 - level])))
+    assert [row["percent_low"], row["percent_high"]] == pytest.approx(
+        list(np.quantile(percents, [level, 1 - level]))
+    )
+    assert (row["n"], row["groups"]) == (90, len(labels))
 
 
 def test_compare_runs_p_agrees_with_interval():
@@ -143,7 +140,7 @@ def test_compare_runs_p_of_few_groups_is_that_of_a_t_test_past_the_resamples():
 def test_compare_runs_identical_runs_are_no_difference():
     frame = make_frame({"rouge1": np.linspace(0, 1, 30), "words": np.arange(30.0)})
     table = statistics.compare_runs(frame, frame)
-    assert list(table["p"]) == [1, 1, 1]
+    assert list(table["p"]) == [1, 1]  # words are not tested beside length_ratio
     assert set(table["verdict"]) == {"no difference"}
     assert (table[["delta", "ci_low", "ci_high", "percent_change"]] == 0).all(axis=None)
 
@@ -171,7 +168,6 @@ def test_compare_runs_verdict_follows_the_metrics_direction():
     assert verdicts.to_dict() == {
         "rouge1": "better",
         "repeated_4gram_share": "worse",
-        "words": "higher",
         "length_ratio": "higher",
         "smog": "lower",
     }
@@ -185,6 +181,8 @@ def test_compare_runs_percent_change_of_zero_and_negative_base():
     assert table.loc["flesch_kincaid", "percent_change"] == 50
     assert table.loc["rouge1", ["percent_change", "percent_low", "percent_high"]].isna().all()
     assert table.loc["rouge1", "delta"] == 1
+    tiny = statistics.compare_runs(base.assign(rouge1=[0.0] * 19 + [0.01]), tuned, ["rouge1"]).iloc[0]
+    assert np.isnan(tiny["percent_change"]) and tiny["base"] == pytest.approx(5e-4)
 
 
 @pytest.mark.parametrize("n_groups", [2, 4])
@@ -236,7 +234,7 @@ def test_compare_runs_is_seeded_and_pairs_questions_in_any_order():
 
 def test_compare_runs_rejects_other_questions():
     frame = make_frame({"rouge1": np.zeros(4)})
-    with pytest.raises(ValueError, match="4 and 3 rows, 3 questions in common"):
+    with pytest.raises(ValueError, match="4 and 3 rows, 3 in common"):
         statistics.compare_runs(frame, frame.iloc[:3])
 
 
@@ -251,6 +249,7 @@ def test_compare_many_corrects_over_all_runs():
     table = statistics.compare_many(base, dict(zip("ab", runs, strict=True)), n_resamples=2000)
     assert list(table["run"]) == ["a", "a", "b", "b"]
     np.testing.assert_allclose(table["p_holm"], statistics.adjust_holm(table["p"]))
+    assert set(table["family"]) == {4}
     single = statistics.compare_runs(base, runs[0], n_resamples=2000)
     np.testing.assert_allclose(table["p"][:2], single["p"])
     assert (table["p_holm"][:2].to_numpy() > single["p_holm"].to_numpy()).any()
@@ -305,6 +304,13 @@ def test_adjust_holm_by_hand():
     np.testing.assert_allclose(statistics.adjust_holm([0.9, 0.6]), [1.0, 1.0])
 
 
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.0, "< 0.0001"), (0.00012, "0.0001"), (0.0096, "0.010"), (0.5, "0.500"), (1, "1.000")]
+)
+def test_format_p_never_says_zero(p, text):
+    assert statistics.format_p(p) == text
+
+
 def test_compare_runs_is_fast_and_small():
     rng = np.random.default_rng(6)
     base, tuned = (
@@ -317,7 +323,7 @@ def test_compare_runs_is_fast_and_small():
     table = statistics.compare_runs(base, tuned)
     seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(table) == 12
+    assert len(table) == 11
     assert seconds < 5
     assert peak < 1e9
 

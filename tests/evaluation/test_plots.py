@@ -1,0 +1,169 @@
+"""What the figures say: numbers and labels read back from the drawn objects, titles from the data."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import same_color
+
+from medqa_lib.evaluation import plots
+
+
+def make_comparison(verdicts=("no difference", "better")):
+    rows = []
+    for metric, scale in (("rouge1", 1), ("bleu", 4), ("smog", 1)):
+        for run, change, verdict in zip(("exp_003", "exp_004"), (-2.0, 10.0), verdicts, strict=True):
+            middle = scale * change
+            rows.append({"run": run, "metric": metric, "percent_change": middle, "percent_low": middle - 3,
+                         "percent_high": middle + 3, "verdict": verdict, "n": 300, "family": 6})
+    return pd.DataFrame(rows)
+
+
+def intervals(panel):
+    """Ends of the drawn intervals, from the top."""
+    ends = [line.get_xdata() for line in panel.lines if len(line.get_xdata()) == 2]
+    return [[float(low), float(high)] for low, high in ends if low != high]
+
+
+def ticks(panel, axis="y"):
+    return [label.get_text() for label in getattr(panel, f"get_{axis}ticklabels")()]
+
+
+def test_plot_changes_has_a_panel_per_run_and_a_row_per_metric():
+    figure = plots.plot_changes(make_comparison())
+    first, second = figure.axes
+    assert (first.get_title(), second.get_title()) == ("exp_003", "exp_004")
+    assert ticks(first) == ["ROUGE-1 F1", "BLEU (0-100)"]  # readability is no quality
+    assert intervals(first) == [[-5, 1], [-11, -5]] and intervals(second) == [[7, 13], [37, 43]]
+    assert [text.get_text() for text in second.texts] == ["+10%", "+40%"]
+    assert first.get_xlim() == second.get_xlim() and first.get_xlabel() == "Change (%)"
+    assert "exp_004" in figure.get_suptitle() and "exp_003" not in figure.get_suptitle()
+    assert "n = 300" in figure.get_supxlabel() and "over 6" in figure.get_supxlabel()
+
+
+def test_plot_changes_marks_what_the_report_says_of_the_same_run():
+    reported = {"exp_004": {"bleu": 223.28, "rouge2": 1.0}, "exp_001": {"bleu": 114.61}}
+    first, second = plots.plot_changes(make_comparison(), reported=reported).axes
+    crosses = [[line.get_xydata().tolist() for line in panel.lines if line.get_marker() == "x"] for panel in (first, second)]
+    assert crosses == [[[]], [[[223.28, 1.0]]]]
+
+
+def make_losses(step):
+    rows = [("base", "validation", 0, 2.7), ("exp_004", "train", 100, 2.0), ("exp_004", "train", 50, 2.5),
+            ("exp_004", "validation", step, 2.4), ("exp_004", "validation", 100, 2.1), ("exp_003", "validation", 100, 4.0)]
+    return pd.DataFrame(rows, columns=["run", "split", "step", "loss"])
+
+
+def test_plot_losses_names_the_runs_below_the_untuned_model():
+    figure = plots.plot_losses(make_losses(50))
+    train, validation = figure.axes
+    assert [list(line.get_ydata()) for line in train.lines] == [[2.5, 2.0]]  # in the order of the steps
+    assert [list(line.get_ydata()) for line in validation.lines] == [[2.4, 2.1], [4.0], [2.7, 2.7]]
+    assert {text.get_text().strip() for text in validation.texts} == {"untuned", "exp_003", "exp_004"}
+    assert "exp_004" in figure.get_suptitle() and "exp_003" not in figure.get_suptitle()
+    assert "all pairs" in figure.get_supxlabel()
+
+
+def test_plot_losses_takes_the_untuned_loss_of_the_curves_own_pairs_where_it_is_known():
+    figure = plots.plot_losses(make_losses(0))
+    assert list(figure.axes[1].lines[-1].get_ydata()) == [2.4, 2.4]
+    assert "the same pairs" in figure.get_supxlabel()
+
+
+def make_policy_table():
+    return pd.DataFrame(
+        {
+            "base": (None, None, None, 2.0, 2.0, 300),
+            "exp_001": (908, 5e-5, "preshifted", 4.0, 1.0, 300),
+            "exp_001_aligned": (908, 5e-5, "aligned", 1.5, 3.0, 300),
+            "exp_003": (400, 2e-4, "preshifted", 3.0, 2.0, 299),
+        },
+        index=["max_steps", "learning_rate", "label_policy", "validation_loss", "bleu", "n_test"],
+    ).T
+
+
+def test_plot_policy_table_puts_each_run_in_its_cell():
+    figure = plots.plot_policy_table(make_policy_table())
+    loss, bleu = figure.axes
+    assert [text.get_text() for text in loss.texts] == ["4.00", "1.50", "3.00", "not run"]
+    assert ticks(loss, "x") == ["shifted twice", "correct"]
+    assert ticks(loss) == ["908 steps, 5e-5", "400 steps, 2e-4"]
+    assert "untuned 2.00" in bleu.get_title()
+    assert "n = 299 to 300 test questions" in figure.get_supxlabel()
+    loss_gain, bleu_gain = (panel.collections[0].get_array().reshape(2, 2) for panel in (loss, bleu))
+    assert loss_gain[0, 0] == pytest.approx(-1)  # twice the loss is as bad as half the BLEU
+    assert bleu_gain[0, 0] == pytest.approx(-1)
+    assert loss_gain[0, 1] > 0 and bleu_gain[0, 1] > 0
+    assert np.ma.getmaskarray(loss_gain).tolist() == [[False, False], [False, True]]
+
+
+def test_plot_score_distributions_shows_every_run_and_metric_that_is_there():
+    scores = pd.DataFrame({"run": ["base"] * 5 + ["exp_004"] * 5, "rougeL": np.linspace(0, 1, 10), "words": np.arange(10)})
+    figure = plots.plot_score_distributions(scores)
+    assert [panel.get_xlabel() for panel in figure.axes] == ["ROUGE-L F1", "Length (words)"]
+    assert ticks(figure.axes[0]) == ["untuned", "exp_004"]
+    assert "exp_004, 0.778 (untuned 0.222)" in figure.get_suptitle()
+    assert "n = 5 test questions" in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize(("bleu", "agrees"), [(41.0, "correct"), (44.0, None)])
+def test_plot_ablation_names_the_policies_whose_intervals_hold_the_report(bleu, agrees):
+    comparison = make_comparison().replace({"run": {"exp_003": "preshifted", "exp_004": "aligned"}})
+    figure = plots.plot_ablation(comparison, {"rouge1": 9.0, "bleu": bleu})
+    assert ticks(figure.axes[0]) == ["shifted twice", "correct"]
+    assert intervals(figure.axes[1])[:2] == [[-11, -5], [37, 43]]
+    assert bleu in [line.get_xdata()[0] for line in figure.axes[1].lines]
+    assert (f"every metric: {agrees}" in figure.get_suptitle()) == bool(agrees)
+
+
+def test_plot_slices_names_the_largest_gain():
+    row = {"metric": "rouge2", "ci_low": 0.01, "ci_high": 0.2, "verdict": "better", "n": 10, "family": 2}
+    slices = pd.DataFrame([{**row, "slice": "afrimedqa", "delta": 0.122}, {**row, "slice": "medquad", "delta": 0.034}])
+    figure = plots.plot_slices(slices, "exp_004")
+    assert ticks(figure.axes[0]) == ["AfriMed-QA (n = 10)", "MedQuAD (n = 10)"]
+    assert "AfriMed-QA: +0.122" in figure.get_suptitle()
+
+
+def test_save_figure_writes_an_opaque_png_and_adds_to_the_caption(tmp_path, monkeypatch):
+    from matplotlib.image import imread
+
+    monkeypatch.setenv("MEDQA_HOME", str(tmp_path))
+    figure = plots.plot_changes(make_comparison())
+    before = figure.get_supxlabel()
+    path = plots.save_figure(figure, "changes", "a model, n = 3")
+    assert path == tmp_path / "figures" / "changes.png" and figure.get_supxlabel() == f"{before}\na model, n = 3"
+    pixels = imread(path)
+    assert pixels.shape[2] == 3 or pixels[..., 3].min() == 1
+    assert list(pixels[0, 0, :3]) == [1, 1, 1] and same_color(figure.get_facecolor(), "white")
+    assert plots.save_figure(figure, "x", folder=tmp_path / "new") == tmp_path / "new" / "x.png"
+
+
+def test_plot_funnel_draws_the_five_largest_removals_and_the_rest():
+    removed = [0, 500, 0, 10, 20, 100, 200, 300, 70]
+    rows = 2000 - np.cumsum(removed)
+    names = ["raw rows", *(f"step {i}" for i in range(1, len(removed)))]
+    figure = plots.plot_funnel(pd.DataFrame({"step": names, "rows": rows, "removed": removed}))
+    [panel] = figure.axes
+    assert ticks(panel) == ["step 1", "step 7", "step 6", "step 5", "step 8", "2 other steps"]
+    assert [bar.get_width() for bar in panel.patches] == [500, 300, 200, 100, 70, 30]
+    assert "800 of 2,000 rows" in figure.get_suptitle() and "3 steps remove 83%" in figure.get_suptitle()
+
+
+def test_plot_lengths_counts_all_pairs_and_those_beyond_the_limit():
+    lengths = pd.DataFrame({"source": ["medquad"] * 4 + ["afrimedqa"], "tokens": [10, 96, 97, 900, 20]})
+    figure = plots.plot_lengths(lengths, 96)
+    first, second = figure.axes
+    assert "MedQuAD: 4 pairs" in first.get_title() and "50.0% longer" in first.get_title()
+    assert [sum(bar.get_height() for bar in panel.patches) for panel in (first, second)] == [4, 1]
+    assert "1,024" in ticks(first, "x") and "40.0%" in figure.get_suptitle()
+
+
+def test_plot_search_sorts_each_round_and_shows_failed_trials():
+    table = pd.DataFrame(
+        {"round": [1, 1, 1, 2], "name": ["a", "b", "c", "a+c"], "validation_loss": [2.5, np.nan, 2.4, 2.25],
+         "status": ["done", "failed: out of luck", "done", "done"]}
+    )
+    [panel] = plots.plot_search(table).axes
+    assert ticks(panel) == ["c", "a", "b", "a + c"]
+    assert [text.get_text() for text in panel.texts] == ["2.400", "2.500", "failed: out of luck", "2.250"]
+    band = panel.patches[0]
+    assert [band.get_x(), band.get_x() + band.get_width()] == pytest.approx([2.248, 2.252])
