@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -51,6 +53,17 @@ def hub_reason(error: BaseException, site: str = "the Hub") -> str:
     if _NO_CONNECTION.intersection(names):
         return f"no connection to {site}"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def hub_answers() -> bool:
+    """Whether anything answers at the Hub's address. Without asking, transformers would try for minutes."""
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=10).close()
+    except OSError as error:
+        return isinstance(error, urllib.error.HTTPError)
+    return True
 
 
 def try_again(fetch: Callable[[], T], what: str, site: str = "the Hub") -> T:

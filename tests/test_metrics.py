@@ -271,17 +271,6 @@ def test_score_answers_with_a_cached_encoder_needs_no_network(cache_roberta, mon
     assert found.nunique() > 20
 
 
-@pytest.mark.parametrize("cached", ["nothing", "all but the weights"])
-def test_score_answers_explains_an_encoder_that_cannot_be_fetched(dead_hub, cache_roberta, cached):
-    if cached != "nothing":
-        cache_roberta(without=["model.safetensors"])
-    with pytest.raises(
-        RuntimeError, match="roberta-large.*all-mini"
-    ) as error:
-        metrics.score_answers(["a"], ["b"], encoder="roberta-large")
-    assert error.value.__suppress_context__ and "\n" not in str(error.value)
-
-
 def test_evaluate_loads_panel_offline(tmp_path, monkeypatch):
     evaluate = pytest.importorskip("evaluate")
     for name in ("HF_EVALUATE_OFFLINE", "HF_MODULES_CACHE", "HF_METRICS_CACHE"):

@@ -5,13 +5,12 @@ Licences: MedQuAD CC BY 4.0, AfriMed-QA CC BY-NC-SA 4.0 (treat it as non-commerc
 
 from __future__ import annotations
 
-import os
 import zlib
 from pathlib import Path
 
 import pandas as pd
 
-from medqa_lib.config import current_profile
+from medqa_lib import config
 from medqa_lib.reasons import hub_reason, try_again
 
 MEDQUAD_KAGGLE = "pythonafroz/medquad-medical-question-answer-for-ai-research"
@@ -29,16 +28,16 @@ REQUIRED = {"medquad": ("question", "answer", "focus_area"),
 def load_sources(data_dir: str | Path | None = None) -> dict[str, pd.DataFrame]:
     """Raw rows per source with the publisher's columns; `frame.attrs["origin"]` says where from.
 
-    From `data_dir` or MEDQA_DATA_DIR (one of the two files is enough), else in the profile `gpu` from Kaggle
-    and the Hub, else from the bundled sample.
+    From `data_dir` or `config.data_dir()` (one of the two files is enough), else in the profile `gpu` from
+    Kaggle and the Hub, else from the bundled sample.
 
     Raises:
         FileNotFoundError: the folder holds neither file, or two of one source.
         ValueError: a file is empty, not UTF-8, no CSV, or lacks a needed column.
         RuntimeError: a download failed; the message says why and what to do.
     """
-    folder = data_dir or os.environ.get("MEDQA_DATA_DIR")
-    if not folder and current_profile().name == "gpu":
+    folder = data_dir or config.data_dir()
+    if not folder and config.current_profile().name == "gpu":
         return {"medquad": download_medquad(), "afrimedqa": download_afrimedqa()}
     folder = Path(folder or SAMPLE_DIR).expanduser()
     paths = {name: path for name in FILES if (path := find_file(folder, name))}
