@@ -10,6 +10,7 @@ import pandas as pd
 from medqa_lib.data.cleaning import Row, clean_rows
 from medqa_lib.data.prepare import make_pairs
 from medqa_lib.data.sources import load_hub, read_csv
+from medqa_lib.reasons import hub_reason
 
 QUESTION_NAMES = ("question", "query", "prompt", "instruction", "input", "q")
 ANSWER_NAMES = ("answer", "response", "output", "completion", "target", "a")
@@ -47,17 +48,17 @@ def read_table(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if isinstance(source, pd.DataFrame):
         return source, "DataFrame"
     path = Path(source).expanduser()
-    reader = READERS.get(path.suffix.lower())
+    read = READERS.get(path.suffix.lower())
     if not path.exists():
-        if reader or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        if read or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
             raise FileNotFoundError(f"There is no file {path}.")
-        return load_hub(str(source)), str(source)
-    if not reader:
+        path, read = str(source), load_hub
+    if not read:
         raise ValueError(f"{path.name}: expected a file with the ending {', '.join(READERS)}.")
     try:
-        return reader(path), path.name
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path.name} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        return read(path), str(source)
+    except Exception as error:  # pandas, pyarrow and the Hub's clients each raise their own
+        raise ValueError(f"{source} cannot be read: {hub_reason(error)}") from error
 
 
 def read_delimited(path: Path) -> pd.DataFrame:

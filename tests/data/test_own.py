@@ -93,7 +93,18 @@ def test_pairs_from_says_in_one_line_what_is_wrong(arguments, match):
     assert "\n" not in str(error.value)
 
 
-def test_pairs_from_names_a_file_that_cannot_be_read(tmp_path):
-    (tmp_path / "faq.json").write_text("{not json")
-    with pytest.raises(ValueError, match="faq.json"):
-        pairs_from(tmp_path / "faq.json")
+@pytest.mark.parametrize("name", ["faq.json", "faq.jsonl", "faq.parquet", "faq.csv"])
+def test_pairs_from_names_a_file_that_cannot_be_read(tmp_path, name):
+    (tmp_path / name).write_bytes(b"{not \xe9 json")
+    with pytest.raises(ValueError, match=name) as error:
+        pairs_from(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_pairs_from_gives_the_hubs_reason(monkeypatch):
+    def refuse(name):
+        raise RuntimeError(f"Dataset '{name}' is a gated dataset on the Hub.")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(ValueError, match="clinic/faq.*accepted conditions"):
+        pairs_from("clinic/faq")
