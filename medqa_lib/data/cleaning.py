@@ -216,7 +216,7 @@ ROW_STEPS: tuple[tuple[str, RowStep], ...] = (
 )
 SET_STEPS: tuple[tuple[str, Callable[[list[Row]], list[Row]]], ...] = (
     ("exact pairs", drop_exact_pairs),
-    ("one answer a question", keep_one_answer),
+    ("one answer per question", keep_one_answer),
     ("template answers", cap_template_answers),
 )
 

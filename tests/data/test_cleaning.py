@@ -434,7 +434,7 @@ def test_clean_rows_counts_each_removed_and_changed_row_once_where_it_happens():
         "question templates and labels": 1,
         "under three words": 1,
         "exact pairs": 1,
-        "one answer a question": 1,
+        "one answer per question": 1,
     }
     assert (
         steps["question templates and labels"]["changed"] == 2

@@ -67,7 +67,7 @@ def test_merge_sources_counts_every_row_of_the_sample(pairs):
         "under three words": 2,
         "not medical": 1,
         "exact pairs": 2,
-        "one answer a question": 1,
+        "one answer per question": 1,
         "template answers": 2,
     }
     assert pairs["source"].value_counts().to_dict() == {"medquad": 88, "afrimedqa": 44}
