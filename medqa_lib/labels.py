@@ -2,7 +2,7 @@
 
 The target of position t is token t + 1. `LlamaForCausalLM` does that shift inside its loss, so labels must be aligned
 with the input ids. Labels that are shifted beforehand are shifted twice: position t then learns token t + 2.
-`audit.audit_alignment`, reachable as `labels.audit_alignment` too, finds that before a run starts.
+`audit_policy` finds that before a run starts.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from medqa_lib.config import POLICIES
-from medqa_lib.prompts import escape_special_tokens, format_prompt, strip_eos
+from medqa_lib.prompts import TEMPLATE, escape_special_tokens, format_prompt, strip_eos
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+RESPONSE = TEMPLATE.partition("{question}")[2]  # what stands in front of every answer
 IGNORE_INDEX = -100  # what the loss leaves out: torch's default
 TRUNCATIONS = ("sentence", "cut", "drop")
 UNUSABLE = {
@@ -227,9 +228,26 @@ def pad_supervised(examples, length: int, eos_token_id: int):
     return Dataset.from_dict(filled)
 
 
-def __getattr__(name: str):
-    if name == "audit_alignment":  # lives in audit.py, which imports this module
-        from medqa_lib.audit import audit_alignment
+# What each policy is to `audit`, which knows no policies: the faults it finds in such labels.
+POLICY_FAULTS = {"aligned": set(), "preshifted": {"double_shift"}, "full_sequence": {"prompt_supervised"},
+                 "padding_supervised": {"padding_supervised"}, "no_eos": {"no_eos"}}
 
-        return audit_alignment
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def audit_policy(model, tokenizer, examples, collator=None) -> dict:
+    """`audit.audit_batches` of encoded examples, and `policy`: the name of what was found, None if no policy is like that."""
+    from medqa_lib import audit
+
+    report = audit.audit_batches(examples, collator or PaddingCollator(tokenizer), tokenizer, model, RESPONSE)
+    policy = next((name for name, faults in POLICY_FAULTS.items() if faults == set(report["faults"])), None)
+    return report | {"policy": policy}
+
+
+def require_policy(report: dict, policy: str) -> None:
+    """Stop unless `audit_policy` found the declared policy.
+
+    Raises:
+        ValueError: it found another one; the message gives both and the audit's verdict.
+    """
+    if report["policy"] != policy:
+        raise ValueError(f"The experiment declares labels {policy!r}, the audit found {report['policy']!r}: {report['verdict']}. "
+                         "Check the policy of the encoded data set, the collator, and who shifts the labels.")

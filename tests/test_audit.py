@@ -1,68 +1,101 @@
+"""What audit.py says about losses and batches whose fault is known, and that it says nothing about correct ones."""
+
+import ast
+import json
 import math
+import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from torch.nn.functional import one_hot, pad
+from torch.nn.functional import cross_entropy, one_hot, pad
 from transformers import (
+    DataCollatorForSeq2Seq,
     DataCollatorWithFlattening,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
-    modeling_utils,
 )
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from medqa_lib.audit import audit_alignment, require_policy
+from medqa_lib import audit
 from medqa_lib.config import POLICIES
-from medqa_lib.labels import IGNORE_INDEX, PaddingCollator, encode_example, pad_supervised
-from medqa_lib.loss_check import check_loss, check_trainer_loss, loss_targets
+from medqa_lib.labels import (
+    IGNORE_INDEX,
+    PaddingCollator,
+    audit_policy,
+    encode_example,
+    pad_supervised,
+    require_policy,
+)
 
 ANSWERS = ["Go on.", "It is.", "No, it is not so.", "Stop.", "Yes. Ask them.", "Rest for a day."]
+PROMPT = 37  # tokens of the prompt "Q?": BOS, ▁ and 35 characters
 VOCABULARY = 99
-FLATTENING = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
 _ = IGNORE_INDEX
 
 
+def tiny_llama(tied=False):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+    return LlamaForCausalLM(config)
+
+
 class Oracle(torch.nn.Module):
-    """Stands in for a pretrained model: it is sure of the token `ahead` places on, since it looks. Its loss is transformers' own."""
+    """A pretrained model: sure of the token `ahead` places on, since it looks. `shows`: gradient, values or nothing of its logits."""
 
     device = torch.device("cpu")
-    config = SimpleNamespace(vocab_size=VOCABULARY)
+    config = SimpleNamespace(vocab_size=VOCABULARY, get_text_config=lambda: SimpleNamespace(eos_token_id=2))
 
-    def __init__(self, ahead=1, strength=9.0, shifts_labels=True):
+    def __init__(self, ahead=1, shows="gradient"):
         super().__init__()
-        self.ahead, self.strength, self.shifts_labels = ahead, strength, shifts_labels
+        self.ahead, self.shows = ahead, shows
 
-    def forward(
-        self, input_ids, labels=None, logits_to_keep=None, use_cache=None, shift_labels=None, **_inputs
-    ):
-        logits = self.strength * one_hot(input_ids.roll(-self.ahead, 1), VOCABULARY).float()
-        if logits_to_keep is not None:
-            logits = logits[logits_to_keep]
-        if labels is not None and not self.shifts_labels:
-            shift_labels = labels
-        loss = (
-            None if labels is None else ForCausalLMLoss(logits, labels, VOCABULARY, shift_labels=shift_labels)
-        )
-        return SimpleNamespace(logits=logits, loss=loss)
+    def forward(self, input_ids, labels=None, num_items_in_batch=None, **_inputs):
+        noise = torch.randn(*input_ids.shape, VOCABULARY, generator=torch.Generator().manual_seed(0))
+        logits = noise + 9 * one_hot(input_ids.roll(-self.ahead, 1), VOCABULARY)
+        logits.requires_grad_(self.shows == "gradient")
+        if labels is None:
+            return SimpleNamespace(logits=logits, loss=None)
+        loss = ForCausalLMLoss(logits, labels, VOCABULARY, num_items_in_batch=num_items_in_batch)
+        return SimpleNamespace(logits=None if self.shows == "nothing" else logits, loss=loss)
 
 
-def tiny_llama():
+def with_loss(loss_of):
+    """A tiny Llama whose loss is `loss_of(logits, labels)`."""
+
+    class Changed(LlamaForCausalLM):
+        def forward(self, input_ids=None, labels=None, use_cache=None, num_items_in_batch=None, **inputs):
+            output = super().forward(input_ids=input_ids, use_cache=False, **inputs)
+            output.loss = None if labels is None else loss_of(output.logits, labels)
+            return output
+
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    ).eval()
+    return Changed(tiny_llama().config)
+
+
+def mean_loss(logits, targets, ignore_index=_):
+    return cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=ignore_index)
+
+
+def shift_left(labels):
+    return pad(labels, (0, 1), value=_)[..., 1:].contiguous()
 
 
 def encode(tokenizer, policy="aligned", **options):
@@ -75,8 +108,11 @@ def encode(tokenizer, policy="aligned", **options):
     ]
 
 
-def shift_left(labels):
-    return pad(labels, (0, 1), value=_)[..., 1:].contiguous()
+def encode_cut(tokenizer, policy="aligned"):
+    return [
+        encode_example(tokenizer, "Q?", f"No, it is not so {number}.", PROMPT + 8, policy, truncation="cut")
+        for number in range(6)
+    ]
 
 
 def collate(tokenizer, change):
@@ -84,179 +120,298 @@ def collate(tokenizer, change):
     return lambda examples: change(PaddingCollator(tokenizer)(examples))
 
 
+def random_batch(rows=3, tokens=12):
+    return audit.probe_batch(tiny_llama(), rows, tokens)
+
+
+# What the loss does
+
+
+def test_offset_of_labels_and_who_shifts_them():
+    model, batch = tiny_llama(), random_batch()
+    labels = batch["labels"]
+    assert audit.audit_loss(model, batch)["offset"] == 1
+    assert audit.audit_loss(model, batch | {"labels": shift_left(labels)})["faults"] == ["double_shift"]
+    assert audit.audit_loss(model, batch | {"shift_labels": labels})["faults"] == ["copy"]
+    assert audit.audit_loss(model, batch | {"shift_labels": shift_left(labels)})["faults"] == []
+    assert audit.audit_loss(model, batch | {"labels": labels.flip(1)})["faults"] == ["no_constant_offset"]
+    assert audit.audit_loss(model, batch | {"labels": labels.roll(1, 1)})["faults"] == ["copy"]
+    mixed = torch.cat([labels[:2], shift_left(labels[2:])])
+    assert audit.audit_loss(model, batch | {"labels": mixed})["constant"] is False
+
+
+@pytest.mark.parametrize(
+    ("loss", "faults"),
+    [
+        (lambda logits, labels: mean_loss(logits, labels), ["copy"]),
+        (lambda logits, labels: mean_loss(logits, shift_left(labels)), []),
+        (lambda logits, labels: mean_loss(logits, shift_left(shift_left(labels))), ["double_shift"]),
+        (lambda logits, labels: mean_loss(logits, labels.flatten().roll(-1).view_as(labels)), ["leaks_across_rows"]),
+        (lambda logits, labels: mean_loss(logits, shift_left(labels).clamp(min=0)), ["minus_100_supervised"]),
+        (lambda logits, labels: mean_loss(logits, shift_left(labels), -1), ["minus_100_supervised"]),
+        (
+            lambda logits, labels: torch.stack(
+                [mean_loss(*row) for row in zip(logits[:, None], shift_left(labels)[:, None], strict=True)]
+            ).mean(),
+            ["weighted_by_rows"],
+        ),
+        (lambda logits, labels: -logits.log_softmax(-1)[..., :40].mean(), ["not_cross_entropy"]),
+    ],
+    ids=["unshifted", "shifted", "twice", "row leak", "-100 as 0", "another ignore", "by rows", "no cross-entropy"],
+)  # fmt: skip
+def test_faults_of_a_loss_are_named(loss, faults):
+    batch = random_batch()
+    batch["labels"][0, :3] = _
+    found = audit.audit_loss(with_loss(loss), batch)
+    assert set(faults) <= set(found["faults"]) and (faults or not found["faults"])
+
+
+def test_normalisation_and_num_items():
+    batch = random_batch()
+    found = audit.audit_loss(tiny_llama(), batch)
+    assert (found["normalisation"], found["honours_num_items"], found["ignores_minus_100"]) == ("tokens", True, True)
+    total = with_loss(lambda logits, labels: 23 * mean_loss(logits, shift_left(labels)))
+    batch["labels"][2, 5:] = _
+    found = audit.audit_loss(total, batch)
+    assert found["honours_num_items"] is False and found["normalisation"] is None
+    summed = with_loss(
+        lambda logits, labels: cross_entropy(logits.flatten(0, 1), shift_left(labels).flatten(), reduction="sum")
+    )
+    assert audit.audit_loss(summed, batch)["normalisation"] == "sum"
+
+
+def test_a_batch_without_loss_or_without_targets():
+    batch = random_batch()
+    assert audit.audit_loss(with_loss(lambda *_: None), batch)["faults"] == ["no_loss"]
+    nothing = batch | {"labels": torch.full_like(batch["labels"], _)}
+    assert "no_supervised_tokens" in audit.audit_loss(tiny_llama(), nothing)["faults"]
+    beyond = batch | {"labels": batch["labels"] + VOCABULARY}
+    assert audit.audit_loss(tiny_llama(), beyond)["faults"] == ["label_out_of_range"]
+
+
+def test_padding_and_eos_that_are_targets():
+    batch = random_batch()
+    batch["input_ids"][0, 5] = 2
+    supervised = batch | {"labels": batch["input_ids"]}
+    found = audit.audit_loss(tiny_llama(), supervised)
+    assert (found["padding_share"], found["eos_share"]) == (1, 1)
+    found = audit.audit_loss(tiny_llama(), batch | {"labels": batch["labels"].masked_fill(batch["input_ids"] == 2, _)})
+    assert (found["padding_share"], found["eos_share"]) == (0, 0)
+
+
+def test_documents_of_a_flattened_row():
+    ids, positions = random_batch()["input_ids"][:1], torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]])
+    starts = {"cu_seq_lens_q": torch.tensor([0, 5, 8, 12])}
+    for where in ({"position_ids": positions}, {"position_ids": positions, **starts}):
+        batch = {"input_ids": ids, "labels": ids.masked_fill(positions == 0, _), **where}
+        found = audit.audit_loss(tiny_llama(), batch)
+        assert found["faults"] == [] and found["leaks_across_documents"] is False
+        assert audit.audit_loss(tiny_llama(), batch | {"labels": ids})["faults"] == ["leaks_across_documents"]
+    blind = tiny_llama()  # attends across documents, whatever the positions say
+    forward = blind.forward
+    blind.forward = lambda **inputs: forward(**inputs | {"attention_mask": torch.ones_like(ids)})
+    assert audit.audit_loss(blind, batch)["faults"] == ["leaks_across_documents"]
+
+
+def test_an_untrained_tied_model_is_no_evidence_against_correct_labels(llama_like):
+    report = audit_policy(tiny_llama(tied=True), llama_like, encode(llama_like))
+    require_policy(report, "aligned")
+
+
+def test_encoder_decoder():
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    model, batch = T5ForConditionalGeneration(config), random_batch()
+    found = audit.audit_loss(model, batch)
+    assert found["faults"] == [] and found["offset"] == 1
+    assert audit.audit_loss(model, batch | {"labels": batch["input_ids"][:, :7].contiguous()})["offset"] == 1
+    decoder = batch["input_ids"]
+    assert audit.audit_loss(model, batch | {"decoder_input_ids": decoder, "labels": decoder})["faults"] == ["copy"]
+    late = batch | {"decoder_input_ids": pad(decoder, (1, 0), value=0)[:, :-1], "labels": shift_left(decoder)}
+    assert audit.audit_loss(model, late)["faults"] == ["double_shift"]
+
+
+@pytest.mark.parametrize("shows", ["values", "nothing"])
+def test_logits_out_of_reach(shows):
+    batch, model = random_batch(), Oracle(shows=shows)
+    assert audit.audit_loss(model, batch)["offset"] == 1
+    assert audit.audit_loss(model, batch | {"labels": shift_left(batch["labels"])})["faults"] == ["double_shift"]
+
+
+def test_a_trainers_compute_loss_is_audited(tmp_path):
+    def judge(compute_loss):
+        return audit.audit_loss(tiny_llama(), random_batch(), compute_loss)
+
+    def shift_by_hand(model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = shift_left(inputs.pop("labels"))
+        output = model(**inputs, labels=labels)
+        return (output.loss, output) if return_outputs else output.loss
+
+    def forget_items(model, inputs, return_outputs=False, num_items_in_batch=None):
+        output = model(**inputs)
+        return output.loss, output
+
+    trainer = Trainer(tiny_llama(), TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+    assert judge(trainer.compute_loss)["faults"] == [] and judge(trainer.compute_loss)["honours_num_items"]
+    assert judge(shift_by_hand)["faults"] == ["double_shift"]
+    assert judge(forget_items)["honours_num_items"] is False
+
+
+def test_the_audit_leaves_model_and_random_state_alone(llama_like):
+    model = tiny_llama().train()
+    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    audit_policy(model, llama_like, encode(llama_like))
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(value.grad is None for value in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+# What is supervised
+
+
+@pytest.mark.parametrize("model", [None, "llama"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_audit_names_each_policy(llama_like, policy):
-    report = audit_alignment(
-        Oracle(), llama_like, encode(llama_like, policy), PaddingCollator(llama_like, policy, 64)
+def test_each_policy_is_named(llama_like, policy, model):
+    report = audit_policy(
+        model and tiny_llama(), llama_like, encode(llama_like, policy), PaddingCollator(llama_like, policy, 64)
     )
     assert report["policy"] == policy
-    assert report["likelihood_can_tell"]
-    assert "likelihood agrees" in report["verdict"]
     require_policy(report, policy)
+    with pytest.raises(ValueError, match=policy):
+        require_policy(report, "aligned" if policy != "aligned" else "no_eos")
 
 
-def test_audit_reports_shares_and_likelihoods(llama_like):
-    report = audit_alignment(Oracle(), llama_like, encode(llama_like), PaddingCollator(llama_like))
-    prompt, answer = 37, sum(map(len, ANSWERS))  # BOS, ▁ and 35 characters; no answer holds " G"
+def test_shares_by_hand(llama_like):
+    examples = encode(llama_like)
+    report = audit_policy(None, llama_like, examples)
     assert report["rows"] == 6
-    assert report["supervised_share"] == pytest.approx((answer + 6) / (answer + 6 + 6 * prompt))
-    shares = [report[f"{part}_supervised_share"] for part in ("prompt", "answer", "padding", "eos")]
-    assert shares == [0, 1, 0, 1]
-    assert report["eos_supervised_by_source"] == {"long": 1, "short": 1}
-    assert report["structure"][1] == 1
-    sure = math.log(math.exp(9) + VOCABULARY - 1) - 9  # -log softmax of a 9 among zeros
-    assert report["nll"][1] == pytest.approx(sure, rel=1e-3)
-    assert report["nll"][0] > sure + 8
-    assert report["nll"][2] > sure + 8
+    assert [report[f"{part}_share"] for part in ("prompt", "answer", "padding", "eos")] == [0, 1, 0, 1]
+    assert report["eos_by_source"] == {"long": 1, "short": 1}
+    assert report["shown"][0].endswith("### Response:\n[[Go on.</s>]]")
+    examples[0]["labels"][PROMPT - 1] = examples[0]["input_ids"][PROMPT - 1]
+    examples[1]["labels"][PROMPT] = _
+    report = audit_policy(None, llama_like, examples)
+    assert report["prompt_share"] == pytest.approx(1 / (6 * (PROMPT - 1)))  # nothing predicts the first token
+    assert report["answer_share"] == pytest.approx(1 - 1 / sum(map(len, ANSWERS)))
+    assert set(report["faults"]) == {"prompt_partly_supervised", "answer_partly_supervised"}
 
 
-def test_audit_counts_lost_eos_by_source(llama_like):
+def test_eos_lost_by_source_in_rows_that_are_cut(llama_like):
     examples = encode(llama_like)
     for example in examples:
         if example["source"] == "long":
             example["input_ids"], example["labels"] = example["input_ids"][:46], example["labels"][:46]
-    report = audit_alignment(Oracle(), llama_like, examples)
-    assert report["policy"] == "aligned"
-    assert report["eos_supervised_share"] == pytest.approx(1 / 2)
-    assert report["eos_supervised_by_source"] == {"long": 0, "short": 1}
+    report = audit_policy(tiny_llama(), llama_like, examples)
+    assert report["policy"] == "aligned" and report["eos_share"] == 1 / 2
+    assert report["eos_by_source"] == {"long": 0, "short": 1}
 
 
-def test_audit_finds_eos_that_is_supervised_in_part(llama_like):
-    examples = [row for _time in range(13) for row in encode(llama_like)] + encode_rows_cut_mid_answer(
-        llama_like
-    )
+def test_eos_supervised_in_part(llama_like):
+    examples = [row for _time in range(13) for row in encode(llama_like)] + encode_cut(llama_like)
     for example in examples[1:78]:
         example["labels"][-1] = _
-    report = audit_alignment(Oracle(), llama_like, examples)
-    assert report["policy"] is None and report["eos_share"] == 78 / 84
-    assert "EOS in part: a target in only 1.3% of the rows that have one" in report["verdict"]
-    with pytest.raises(ValueError, match="declares labels 'aligned', but the audit found None: EOS in part"):
-        require_policy(report, "aligned")
-
-
-def encode_rows_cut_mid_answer(tokenizer, policy="aligned"):
-    return [
-        encode_example(tokenizer, "Q?", f"No, it is not so {number}.", 37 + 8, policy, truncation="cut")
-        for number in range(6)
-    ]
+    report = audit_policy(None, llama_like, examples)
+    assert report["faults"] == ["eos_partly_supervised"]
+    assert (report["rows_with_eos"], report["eos_share"]) == (78 / 84, 1 / 84)
 
 
 @pytest.mark.parametrize("policy", ["aligned", "preshifted", "full_sequence"])
-@pytest.mark.parametrize("collator", [None, FLATTENING])
-def test_audit_of_rows_that_are_all_cut_does_not_judge_eos(llama_like, policy, collator):
-    report = audit_alignment(Oracle(), llama_like, encode_rows_cut_mid_answer(llama_like, policy), collator)
+@pytest.mark.parametrize("collator", [None, DataCollatorWithFlattening()])
+def test_rows_that_are_all_cut_cannot_tell_of_eos(llama_like, policy, collator):
+    report = audit_policy(tiny_llama(), llama_like, encode_cut(llama_like, policy), collator)
     require_policy(report, policy)
-    assert (
-        "every row is cut and has no EOS" in report["verdict"]
-        and "answer and its EOS" not in report["verdict"]
-    )
+    assert report["notes"]
 
 
 @pytest.mark.parametrize("policy", ["aligned", "preshifted", "no_eos"])
-def test_audit_does_not_count_cut_rows_among_those_that_lack_a_supervised_eos(llama_like, policy):
-    report = audit_alignment(
-        Oracle(), llama_like, encode(llama_like, policy) + encode_rows_cut_mid_answer(llama_like, policy)
-    )
+def test_cut_rows_are_not_counted_among_those_that_lack_a_supervised_eos(llama_like, policy):
+    examples = encode(llama_like, policy) + encode_cut(llama_like, policy)
+    longest = max(len(example["input_ids"]) for example in examples)
+    cut = [row for row in encode_cut(llama_like, policy) if len(row["input_ids"]) == longest]
+    report = audit_policy(None, llama_like, encode(llama_like, policy)[:2] + encode_cut(llama_like, policy))
     require_policy(report, policy)
-    assert report["eos_share"] == 1 / 2 and "cut" not in report["verdict"]
+    assert report["rows_with_eos"] == 2 / 8 and not cut
 
 
-def test_audit_finds_an_eos_that_was_never_added(llama_like):
-    examples = [
-        {name: example[name][:-1] for name in ("input_ids", "labels")} for example in encode(llama_like)
-    ]
-    assert (
-        len({len(example["input_ids"]) for example in examples}) > 1
-    )  # so they were not cut at a maximum length
-    report = audit_alignment(Oracle(), llama_like, examples)
-    assert report["policy"] == "no_eos" and not report["all_cut"]
+def test_eos_that_was_never_added(llama_like):
+    examples = [{name: example[name][:-1] for name in ("input_ids", "labels")} for example in encode(llama_like)]
+    assert audit_policy(None, llama_like, examples)["policy"] == "no_eos"
+    half = [*examples[:3], *encode(llama_like)[3:]]
+    assert audit_policy(None, llama_like, half)["faults"] == ["eos_missing"]
 
 
-def test_audit_finds_a_shift_made_in_the_collator(llama_like):
+@pytest.mark.parametrize("model", [None, "llama"])
+def test_a_shift_is_found_wherever_it_is_made(llama_like, model):
+    model = model and tiny_llama()
     collator = collate(llama_like, lambda batch: batch | {"labels": shift_left(batch["labels"])})
-    report = audit_alignment(Oracle(), llama_like, encode(llama_like), collator)
-    assert report["policy"] == "preshifted"
-    assert report["verdict"].startswith("double shift: position t learns token t + 2")
-    with pytest.raises(
-        ValueError, match="declares labels 'aligned', but the audit found 'preshifted': double shift"
-    ):
-        require_policy(report, "aligned")
-
-
-def test_audit_finds_a_shift_made_in_the_data_set(llama_like):
+    assert audit_policy(model, llama_like, encode(llama_like), collator)["policy"] == "preshifted"
     examples = [{**example, "labels": [*example["labels"][1:], _]} for example in encode(llama_like)]
-    assert audit_alignment(Oracle(), llama_like, examples)["policy"] == "preshifted"
+    assert audit_policy(model, llama_like, examples)["policy"] == "preshifted"
+    twice = with_loss(lambda logits, labels: mean_loss(logits, shift_left(shift_left(labels))))
+    assert audit_policy(twice, llama_like, encode(llama_like))["policy"] == "preshifted"
 
 
-def keep_answers(batch, targets):
-    keep = shift_left(batch["labels"]) != _
-    return batch | {"logits_to_keep": keep, "shift_labels": targets(batch["labels"])[keep]}
+@pytest.mark.parametrize("model", [None, "llama"])
+def test_shift_labels_are_what_the_loss_takes(llama_like, model):
+    def judge(change):
+        examples = encode(llama_like)
+        return audit_policy(model and tiny_llama(), llama_like, examples, collate(llama_like, change))["faults"]
+
+    assert judge(lambda batch: batch | {"shift_labels": shift_left(batch["labels"])}) == []
+    assert judge(lambda batch: batch | {"shift_labels": batch["labels"]}) == ["copy"]
+    assert judge(lambda batch: batch | {"shift_labels": shift_left(shift_left(batch["labels"]))}) == ["double_shift"]
 
 
-def slice_labels(batch):
-    keep = shift_left(batch["labels"]) != _
-    return batch | {"logits_to_keep": keep, "labels": shift_left(batch["labels"])[keep]}
-
-
-@pytest.mark.parametrize(
-    ("change", "policy", "verdict"),
-    [
-        (lambda batch: batch | {"shift_labels": shift_left(batch["labels"])}, "aligned", "aligned"),
-        (lambda batch: keep_answers(batch, shift_left), "aligned", "aligned"),
-        (lambda batch: batch | {"shift_labels": batch["labels"]}, None, "copying"),
-        (
-            lambda batch: batch | {"shift_labels": shift_left(shift_left(batch["labels"]))},
-            "preshifted",
-            "double shift",
-        ),
-        (slice_labels, None, "double shift"),
-    ],
-    ids=["right", "right on answers", "unshifted", "shifted twice", "sliced labels without shift_labels"],
-)
-def test_audit_sees_what_shift_labels_do(llama_like, change, policy, verdict):
-    report = audit_alignment(Oracle(), llama_like, encode(llama_like), collate(llama_like, change))
-    assert report["policy"] == policy
-    assert report["verdict"].startswith(verdict)
-
-
-def test_audit_sees_a_model_that_does_not_shift(llama_like):
-    report = audit_alignment(Oracle(shifts_labels=False), llama_like, encode(llama_like))
-    assert report["verdict"].startswith("copying")
-    report = audit_alignment(Oracle(shifts_labels=False), llama_like, encode(llama_like, "preshifted"))
-    assert report["policy"] == "aligned"
-
-
-@pytest.mark.parametrize("collator", [FLATTENING, DataCollatorWithFlattening()])
 @pytest.mark.parametrize("policy", ["aligned", "preshifted", "no_eos"])
-def test_audit_reads_flattened_batches(llama_like, policy, collator):
-    assert audit_alignment(Oracle(), llama_like, encode(llama_like, policy), collator)["policy"] == policy
+def test_flattened_batches(llama_like, policy):
+    examples = encode(llama_like, policy)
+    assert audit_policy(tiny_llama(), llama_like, examples, DataCollatorWithFlattening())["policy"] == policy
 
 
-def test_audit_sees_padding_that_is_part_of_the_rows(llama_like):
+def test_padding_that_is_part_of_the_rows(llama_like):
     rows = pad_supervised(Dataset.from_list(encode(llama_like)), 64, eos_token_id=2)
-    report = audit_alignment(Oracle(), llama_like, rows, FLATTENING)
-    assert report["policy"] == "padding_supervised"
-    assert report["eos_supervised_share"] == 1
+    report = audit_policy(tiny_llama(), llama_like, rows, DataCollatorWithFlattening())
+    assert report["policy"] == "padding_supervised" and report["eos_share"] == 1
 
 
-@pytest.mark.parametrize("policy", ["aligned", "preshifted"])
-def test_audit_of_a_random_model_says_that_likelihood_cannot_tell(llama_like, policy):
-    report = audit_alignment(tiny_llama(), llama_like, encode(llama_like, policy))
-    assert not report["likelihood_can_tell"]
-    assert report["verdict"].startswith("cannot tell from likelihood")
-    assert report["policy"] == policy  # by structure, and it says so
-    assert "structurally" in report["verdict"]
+def test_labels_of_another_ignore_index(llama_like):
+    collator = collate(llama_like, lambda batch: batch | {"labels": batch["labels"].masked_fill(batch["labels"] == _, 0)})
+    report = audit_policy(tiny_llama(), llama_like, encode(llama_like), collator)
+    assert "ignore_index" in report["faults"] and report["foreign"] == 0
 
 
-def test_audit_refuses_when_structure_and_likelihood_disagree(llama_like):
-    report = audit_alignment(Oracle(ahead=2), llama_like, encode(llama_like))
-    assert report["policy"] is None
-    assert report["verdict"].startswith("contradictory: aligned")
-    with pytest.raises(ValueError, match="the audit found None: contradictory"):
-        require_policy(report, "aligned")
+def test_rows_without_targets_and_reversed_labels(llama_like):
+    examples = encode(llama_like)
+    examples[0]["labels"] = [_] * len(examples[0]["labels"])
+    report = audit_policy(None, llama_like, examples)
+    assert report["faults"] == ["rows_without_supervised_tokens"] and report["rows_supervised"] == 5 / 6
+    for example in examples:
+        example["labels"] = [_] * len(example["labels"])
+    assert audit_policy(tiny_llama(), llama_like, examples)["faults"] == ["no_supervised_tokens"]
+    reverse = [{**example, "labels": example["labels"][::-1]} for example in encode(llama_like)]
+    assert "no_constant_offset" in audit_policy(None, llama_like, reverse)["faults"]
 
 
-def test_audit_switches_an_adapter_off(llama_like):
+def test_without_a_known_prompt_only_what_can_be_known_is_judged(llama_like):
+    report = audit.audit_batches(encode(llama_like), PaddingCollator(llama_like), llama_like)
+    assert report["faults"] == [] and report["prompt_share"] is None
+    report = audit.audit_batches(encode(llama_like), PaddingCollator(llama_like), llama_like, response="[/INST]")
+    assert report["notes"] and report["faults"] == []
+
+
+def test_likelihood_is_told_and_never_refuses(llama_like):
+    report = audit_policy(Oracle(), llama_like, encode(llama_like))
+    sure = report["nll"][1]
+    assert report["likeliest"] == 1 and sure < 0.1 and min(report["nll"][0], report["nll"][2]) > sure + 5
+    assert report["chance_nll"] == pytest.approx(math.log(VOCABULARY))
+    assert audit_policy(Oracle(), llama_like, encode(llama_like, "preshifted"))["likeliest"] == 2
+    odd = audit_policy(Oracle(ahead=2), llama_like, encode(llama_like))
+    assert odd["policy"] == "aligned" and odd["likeliest"] == 0
+    assert audit_policy(tiny_llama(), llama_like, encode(llama_like))["likeliest"] is None
+
+
+def test_an_adapter_is_switched_off(llama_like):
     class Tuned(Oracle):  # has learnt the double shift; without its adapter it is the oracle
         @contextmanager
         def disable_adapter(self):
@@ -264,159 +419,134 @@ def test_audit_switches_an_adapter_off(llama_like):
             yield
             self.ahead = 2
 
-    assert audit_alignment(Tuned(ahead=2), llama_like, encode(llama_like))["policy"] == "aligned"
+    assert audit_policy(Tuned(ahead=2), llama_like, encode(llama_like))["likeliest"] == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda row: row["labels"].__setitem__(37, _), "of the answers' tokens are supervised"),
-        (lambda row: row["labels"].__setitem__(36, row["input_ids"][36]), "2.8% of the prompt is supervised"),
-        (lambda row: row.update(labels=row["labels"][::-1]), "no constant offset"),
-    ],
-    ids=["mask too long", "mask too short", "reversed"],
-)
-def test_audit_finds_masks_that_are_off(llama_like, change, words):
-    examples = encode(llama_like)
-    for example in examples:
-        change(example)
-    report = audit_alignment(Oracle(), llama_like, examples)
-    assert report["policy"] is None
-    assert words in report["verdict"]
+# The callback and the command line
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda batch: batch | {"labels": None, "shift_labels": shift_left(batch["labels"])},
-            "the model returns no loss",
-        ),
-        (
-            lambda batch: batch | {"input_ids": batch["input_ids"].flip(0)},
-            "changed the input ids or their order",
-        ),
-        (
-            lambda batch: batch | {"labels": torch.full_like(batch["labels"], _)},
-            "The loss is computed from something else",
-        ),
-    ],
-    ids=["no labels", "reordered", "nothing supervised"],
-)
-def test_audit_of_a_broken_batch_is_one_clear_error(llama_like, change, message):
-    with pytest.raises(ValueError, match=message):
-        audit_alignment(Oracle(), llama_like, encode(llama_like), collate(llama_like, change))
+class AnyCollator(DataCollatorForSeq2Seq):
+    def __call__(self, examples):
+        return super().__call__([{name: row[name] for name in ("input_ids", "labels")} for row in examples])
 
 
-def test_loss_targets_by_hand():
-    batch = {"input_ids": torch.tensor([[1, 5, 7, 2]]), "labels": torch.tensor([[_, _, 7, 2]])}
-    assert loss_targets(batch).tolist() == [[_, 7, 2, _]]
-    assert loss_targets(batch, shifts_labels=False).tolist() == [[_, _, 7, 2]]
-    assert loss_targets(batch | {"shift_labels": torch.tensor([[5, _, _, 7]])}).tolist() == [[5, _, _, 7]]
-    answers = {"shift_labels": torch.tensor([[7, 2]])}
-    for keep in (torch.tensor([1, 2]), torch.tensor([[1, 2]]), torch.tensor([[False, True, True, False]])):
-        assert loss_targets(batch | answers | {"logits_to_keep": keep}).tolist() == [[_, 7, 2, _]]
-    assert loss_targets(batch | answers | {"logits_to_keep": 2}).tolist() == [[_, _, 7, 2]]
-    with pytest.raises(ValueError, match="4 targets for 2 predictions"):
-        loss_targets(batch | {"logits_to_keep": 2})
-
-
-def test_check_loss_of_an_indifferent_model_is_log_vocabulary(llama_like):
-    batch = PaddingCollator(llama_like)(encode(llama_like))
-    assert check_loss(Oracle(strength=0.0), [batch], math.log(VOCABULARY)) < 1e-6
-    with pytest.raises(ValueError, match=r"loss of a step is 4\.00000, but .* is 4\.59512"):
-        check_loss(Oracle(strength=0.0), [batch], 4.0)
-    with pytest.raises(ValueError, match="nan"):
-        check_loss(Oracle(strength=0.0), [batch], math.nan)
-
-
-BATCHINGS = {
-    "padded": PaddingCollator,
-    "padding-free": lambda _tokenizer: DataCollatorWithFlattening(),
-    "padding-free, answer logits": lambda _tokenizer: FLATTENING,
-}
-masks_logits = hasattr(
-    modeling_utils, "slice_logits_to_keep"
-)  # older transformers take positions, the same in each row, and no mask
-if masks_logits:
-    BATCHINGS["padded, answer logits"] = lambda tokenizer: collate(
-        tokenizer, lambda batch: keep_answers(batch, shift_left)
-    )
-
-
-@pytest.mark.parametrize("policy", ["aligned", "preshifted", "full_sequence"])
-@pytest.mark.parametrize("batching", BATCHINGS)
-def test_check_loss_accepts_the_models_loss_in_every_batching(llama_like, batching, policy):
-    model, batch = tiny_llama(), BATCHINGS[batching](llama_like)(encode(llama_like, policy))
-    loss = model(**batch, use_cache=False).loss.item()
-    assert check_loss(model, [batch], loss) < 1e-5
-    with pytest.raises(ValueError, match="supervised tokens is"):
-        check_loss(model, [batch], loss + 2e-4)
-
-
-def test_check_loss_allows_more_in_bfloat16(llama_like):
-    model, batch = tiny_llama().to(torch.bfloat16), PaddingCollator(llama_like)(encode(llama_like))
-    loss = model(**batch).loss.item()
-    check_loss(model, [batch], loss + 5e-3)
-    with pytest.raises(ValueError, match="supervised tokens is"):
-        check_loss(model, [batch], loss + 2e-2)
-
-
-def make_trainer(tmp_path, tokenizer, collator, rows=2, gradient_accumulation_steps=3, kind=Trainer):
+def train(tmp_path, tokenizer, policy="aligned", kind=Trainer, steps=2, **options):
     arguments = TrainingArguments(
-        str(tmp_path),
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        max_steps=1,
-        learning_rate=0.0,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        remove_unused_columns=False,
-        save_strategy="no",
-        disable_tqdm=True,
+        str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=steps, max_steps=1, report_to=[], use_cpu=True,
+        remove_unused_columns=False, save_strategy="no", disable_tqdm=True, learning_rate=0.0, logging_steps=1,
+    )  # fmt: skip
+    trainer = kind(
+        tiny_llama(),
+        arguments,
+        train_dataset=encode(tokenizer, policy),
+        data_collator=AnyCollator(tokenizer),
+        processing_class=tokenizer,
     )
-    examples = [{name: row[name] for name in ("input_ids", "labels")} for row in encode(tokenizer)]
-    return kind(tiny_llama(), arguments, train_dataset=examples, data_collator=collator)
+    trainer.add_callback(audit.AuditCallback(trainer, response="### Response:\n", **options))
+    trainer.train()
+    return trainer
 
 
-@pytest.mark.parametrize("gradient_accumulation_steps", [1, 3])
-@pytest.mark.parametrize("batching", BATCHINGS)
-def test_check_trainer_loss_holds_in_every_batching_and_is_what_it_trains_on(
-    tmp_path, llama_like, batching, gradient_accumulation_steps
-):
-    collator = BATCHINGS[batching](llama_like)
-    trainer = make_trainer(
-        tmp_path, llama_like, collator, 6 // gradient_accumulation_steps, gradient_accumulation_steps
-    )
-    state = torch.get_rng_state()
-    assert check_trainer_loss(trainer) < 1e-5
-    assert torch.equal(torch.get_rng_state(), state)
-    trainer.train()  # all six rows in one step, so their order is no matter
-    check_loss(
-        trainer.model, [PaddingCollator(llama_like)(encode(llama_like))], trainer.state.log_history[0]["loss"]
-    )
+def test_callback_stops_a_run_unless_the_fault_is_declared(tmp_path, llama_like, capsys):
+    trainer = train(tmp_path, llama_like)
+    assert trainer.state.global_step == 1 and "correct" in capsys.readouterr().out
+    with pytest.raises(audit.AuditError, match="double shift"):
+        train(tmp_path, llama_like, "preshifted")
+    train(tmp_path, llama_like, "preshifted", declared=("double_shift",))
+    with pytest.raises(audit.AuditError, match="prompt_supervised"):
+        train(tmp_path, llama_like, declared=("prompt_supervised",))
 
 
-@pytest.mark.skipif(not masks_logits, reason="this transformers takes no mask of logits to keep")
-def test_check_trainer_loss_finds_targets_that_are_off_by_one(tmp_path, llama_like):
-    collator = collate(llama_like, lambda batch: keep_answers(batch, lambda labels: labels.roll(-2, 1)))
-    with pytest.raises(ValueError, match="supervised tokens is"):
-        check_trainer_loss(make_trainer(tmp_path, llama_like, collator))
-
-
-def test_check_trainer_loss_finds_a_mean_of_means(tmp_path, llama_like):
+def test_callback_finds_a_mean_of_means_where_it_matters(tmp_path, llama_like):
     class MeanOfMeans(Trainer):  # every micro-batch counts the same, whatever its tokens
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return model(**inputs).loss / 3
+            output = model(**inputs)
+            return (output.loss, output) if return_outputs else output.loss
 
-    trainer = make_trainer(tmp_path, llama_like, PaddingCollator(llama_like), kind=MeanOfMeans)
-    with pytest.raises(ValueError, match="not weighted by their tokens"):
-        check_trainer_loss(trainer)
+    train(tmp_path, llama_like, kind=MeanOfMeans, steps=1)
+    with pytest.raises(audit.AuditError, match="num items ignored"):
+        train(tmp_path, llama_like, kind=MeanOfMeans, steps=3)
+
+
+def test_what_the_trainer_logs_is_the_cross_entropy_by_hand(tmp_path, llama_like):
+    """Independent of the audit: every supervised token of a step counts the same, over micro-batches of unequal size."""
+    trainer = train(tmp_path, llama_like, steps=3)  # all six rows in one step
+    batch = PaddingCollator(llama_like)(encode(llama_like))
+    with torch.no_grad():
+        logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    by_hand = mean_loss(logits[:, :-1], batch["labels"][:, 1:])
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(by_hand.item(), abs=2e-4)
+
+
+@pytest.fixture
+def folder(tmp_path, llama_like):
+    tiny_llama().save_pretrained(tmp_path / "model")
+    llama_like.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_command_line(folder, tmp_path, capsys):
+    rows = [{"q": "Is it so?", "a": answer} for answer in ANSWERS]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "rows.csv").write_text("q,a\n" + "\n".join(f'"Is it so?","{answer}"' for answer in ANSWERS))
+    columns = ["--prompt-column", "q", "--answer-column", "a"]
+    assert audit.main(["--model", str(folder)]) == 0
+    for name in ("rows.jsonl", "rows.csv"):
+        assert audit.main(["--model", str(folder), "--data", str(tmp_path / name), *columns]) == 0
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"eos_token_id": 7})
+    )
+    assert audit.main(["--model", str(folder), "--data", str(tmp_path / "rows.csv"), *columns]) == 1
+    assert "eos mismatch" in capsys.readouterr().out
+    (folder / "model.safetensors").unlink()
+    assert audit.main(["--model", str(folder)]) == 0  # random weights tell the same
+
+
+def test_command_line_with_bad_input_is_one_line(folder, tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("q,a\nx,y\n")
+    (tmp_path / "rows.jsonl").write_text("no json")
+    (tmp_path / "empty.csv").write_text("q,a\n")
+    for wrong in (
+        ["--model", str(tmp_path / "nothing")],
+        ["--model", str(folder), "--data", str(tmp_path / "no.csv")],
+        ["--model", str(folder), "--data", str(tmp_path / "rows.csv")],
+        ["--model", str(folder), "--data", str(tmp_path / "rows.jsonl")],
+        ["--model", str(folder), "--data", str(tmp_path / "empty.csv"), "--prompt-column", "q", "--answer-column", "a"],
+    ):
+        assert audit.main(wrong) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_the_file_stands_alone():
+    source = Path(audit.__file__).read_text()
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(ast.parse(source))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or "."]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert imported - set(sys.stdlib_module_names) == {"torch", "transformers"}
 
 
 @pytest.mark.slow
-def test_audit_with_real_weights_names_each_policy():
+def test_the_file_runs_in_an_empty_folder(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    shutil.copy(audit.__file__, tmp_path / "empty")
+    done = subprocess.run(
+        [sys.executable, "audit.py", "--model", str(folder)], cwd=tmp_path / "empty", capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "offset: 1" in done.stdout
+
+
+@pytest.mark.slow
+def test_real_weights_agree_with_each_policy():
     from medqa_lib.config import PROFILES
     from medqa_lib.model import load_base_model, load_tokenizer
 
@@ -426,9 +556,6 @@ def test_audit_with_real_weights_names_each_policy():
         "How is anaemia treated?": "Iron tablets are the usual treatment. The cause of the loss of iron must be found as well.",
     }
     for policy in POLICIES:
-        examples = [
-            encode_example(tokenizer, question, answer, 96, policy) for question, answer in questions.items()
-        ]
-        report = audit_alignment(model, tokenizer, examples, PaddingCollator(tokenizer, policy, 96))
-        assert report["likelihood_can_tell"], report["verdict"]
-        assert report["policy"] == policy
+        examples = [encode_example(tokenizer, *pair, 96, policy) for pair in questions.items()]
+        report = audit_policy(model, tokenizer, examples, PaddingCollator(tokenizer, policy, 96))
+        assert report["policy"] == policy and report["likeliest"] == report["offset"]

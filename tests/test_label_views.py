@@ -1,5 +1,3 @@
-import re
-
 from medqa_lib.config import POLICIES
 from medqa_lib.evaluation.label_views import audit_table, plot_audits, render_tokens, token_table
 
@@ -8,51 +6,36 @@ PROMPT_TOKENS = 37  # BOS, ▁ and 35 characters
 
 def make_report(policy, nll=(10.4, 2.2, 12.2), **shares):
     report = {"policy": policy, "verdict": "v", "nll": dict(enumerate(nll)), "chance_nll": 10.8, "rows": 6}
-    return report | {
-        f"{part}_supervised_share": shares.get(part, 0.0) for part in ("prompt", "answer", "eos", "padding")
-    }
+    return report | {f"{part}_share": shares.get(part, 0.0) for part in ("prompt", "answer", "eos", "padding")}
 
 
 def test_token_table_shows_labels_and_what_the_loss_asks_for(llama_like):
     table = token_table(llama_like, "Q?", "Go")
     assert len(table) == PROMPT_TOKENS + 3 + 2  # answer and EOS, padding
     last = table.iloc[-6:].reset_index(drop=True)
-    assert last["token"].tolist() == ["\n", "G", "o", "</s>", "</s>", "</s>"]
-    assert last["label: aligned"].tolist() == ["⬜", "🟩 G", "🟩 o", "🟩 </s>", "⬜", "⬜"]
-    assert last["learns: aligned"].tolist() == ["🟩 G", "🟩 o", "🟩 </s>", "⬜", "⬜", "⬜"]
-    assert last["label: preshifted"].tolist() == ["🟥 G", "🟥 o", "🟥 </s>", "🟥", "⬜", "⬜"]
-    assert last["learns: preshifted"].tolist() == ["🟥 o", "🟥 </s>", "🟥", "⬜", "⬜", "⬜"]
-    assert last["label: padding_supervised"].tolist() == [
-        "⬜",
-        "🟩 G",
-        "🟩 o",
-        "🟩 </s>",
-        "🟥 </s>",
-        "🟥 </s>",
-    ]
-    assert last["label: no_eos"].tolist() == ["⬜", "🟩 G", "🟩 o", "🟥", "⬜", "⬜"]
-    assert table["label: full_sequence"].iloc[:3].tolist() == ["🟥 <s>", "🟥 ·", "🟥 #"]
+    expected = {
+        "token": ["\n", "G", "o", "</s>", "</s>", "</s>"],
+        "label: aligned": ["·", "✓ G", "✓ o", "✓ </s>", "·", "·"],
+        "learns: aligned": ["✓ G", "✓ o", "✓ </s>", "·", "·", "·"],
+        "label: preshifted": ["✗ G", "✗ o", "✗ </s>", "✗", "·", "·"],
+        "learns: preshifted": ["✗ o", "✗ </s>", "✗", "·", "·", "·"],
+        "label: padding_supervised": ["·", "✓ G", "✓ o", "✓ </s>", "✗ </s>", "✗ </s>"],
+        "label: no_eos": ["·", "✓ G", "✓ o", "✗", "·", "·"],
+    }
+    assert {name: last[name].tolist() for name in expected} == expected
+    assert table["label: full_sequence"].iloc[:3].tolist() == ["✗ <s>", "✗ ␣", "✗ #"]
 
 
-def test_render_tokens_escapes_control_tokens_and_colours_marks(llama_like):
+def test_render_tokens_escapes_control_tokens(llama_like):
     text = render_tokens(token_table(llama_like, "Q?", "Go"))
-    assert "🟩 &lt;/s&gt;" in text
-    assert "</s>" not in text
-    assert text.count("<tr>") == PROMPT_TOKENS + 5 + 1
-    assert re.search(r'<td bgcolor="#CDEFDF"[^>]*>🟩 o</td>', text)
+    assert "✓ &lt;/s&gt;" in text and "</s>" not in text and "bgcolor" not in text
+    assert text.count("<tr") == PROMPT_TOKENS + 5 + 1
 
 
-def test_audit_table_has_a_row_a_report():
+def test_audit_table_has_one_row_per_report():
     table = audit_table({"aligned": make_report("aligned", answer=1.0, eos=0.95), "odd": make_report(None)})
-    assert table.loc["aligned", ["+0", "+1", "+2", "chance", "answer", "eos", "rows"]].tolist() == [
-        10.4,
-        2.2,
-        12.2,
-        10.8,
-        1.0,
-        0.95,
-        6,
-    ]
+    numbers = table.loc["aligned", ["+0", "+1", "+2", "chance", "answer", "eos", "rows"]]
+    assert numbers.tolist() == [10.4, 2.2, 12.2, 10.8, 1.0, 0.95, 6]
     assert table["found"].tolist() == ["aligned", "no policy"]
 
 
@@ -61,4 +44,3 @@ def test_plot_audits_draws_each_offset_and_share():
     left, right = plot_audits(table).axes
     assert [line.get_xdata().tolist() for line in left.lines[:3]] == [[10.4] * 5, [2.2] * 5, [12.2] * 5]
     assert [text.get_text() for text in right.texts] == ["0%", "100%", "0%", "0%"] * 5
-    assert "nats / token" in left.get_xlabel()

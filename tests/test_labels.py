@@ -2,7 +2,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from medqa_lib import audit, labels
+from medqa_lib import labels
 from medqa_lib.config import POLICIES
 from medqa_lib.labels import IGNORE_INDEX, PaddingCollator, encode_example, encode_split, label_ids
 from medqa_lib.prompts import encode_prompt
@@ -213,9 +213,3 @@ def test_collator_refuses_examples_beyond_max_length(llama_like):
         PaddingCollator(llama_like, max_length=5)(EXAMPLES)
     with pytest.raises(ValueError, match="give max_length"):
         PaddingCollator(llama_like, "padding_supervised")
-
-
-def test_audit_is_reachable_from_labels():
-    assert labels.audit_alignment is audit.audit_alignment
-    with pytest.raises(AttributeError, match="no attribute 'audit'"):
-        _missing = labels.audit

@@ -7,27 +7,26 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn
 
 from medqa_lib.config import POLICIES
 from medqa_lib.evaluation.plots import BLUE, GREY, ORANGE, SKY, STYLE
 from medqa_lib.labels import IGNORE_INDEX, PaddingCollator, encode_example
-from medqa_lib.loss_check import loss_targets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
 
 PADDING_SHOWN = 2
-IGNORED, RIGHT, WRONG = "⬜", "🟩", "🟥"  # GitHub strips colours from tables, but not these
-BACKGROUND = {IGNORED: "#F0F0F0", RIGHT: "#CDEFDF", WRONG: "#FAD7C3"}
+IGNORED, RIGHT, WRONG = "·", "✓", "✗"
 SHARES = ("prompt", "answer", "eos", "padding")
 
 
 def token_table(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, max_length: int = 512) -> pd.DataFrame:
-    """One row a position of one padded example; the index is the position.
+    """One row per position of one padded example; the index is the position.
 
     Returns:
-        token and id; for each policy the label, marked as ignored, as `aligned` has it, or differing from that; and for `aligned` and
+        token and id; for each policy the label, marked as ignored, as `aligned` has it, or different; and for `aligned` and
         `preshifted` what the loss compares the position's prediction with, marked in the same way against the next token.
     """
     batches = {}
@@ -37,11 +36,11 @@ def token_table(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, 
         batches[policy] = PaddingCollator(tokenizer, policy, length, pad_to_multiple_of=length)([example])
     table = pd.DataFrame({"id": batches["aligned"]["input_ids"][0].tolist()})
     table.insert(0, "token", [_show_token(tokenizer, token) for token in table["id"]])
-    for prefix, column in (("label: ", lambda batch: batch["labels"]), ("learns: ", loss_targets)):
-        right = column(batches["aligned"])[0].tolist()
-        for policy in POLICIES if prefix == "label: " else ("aligned", "preshifted"):
-            values = column(batches[policy])[0].tolist()
-            table[prefix + policy] = [_mark(tokenizer, value, expected) for value, expected in zip(values, right, strict=True)]
+    labels = {policy: batch["labels"][0].tolist() for policy, batch in batches.items()}
+    learnt = {policy: [*labels[policy][1:], IGNORE_INDEX] for policy in ("aligned", "preshifted")}  # the model's own shift
+    for prefix, columns in (("label: ", labels), ("learns: ", learnt)):
+        for policy, values in columns.items():
+            table[prefix + policy] = [_mark(tokenizer, *pair) for pair in zip(values, columns["aligned"], strict=True)]
     return table.rename_axis("position")
 
 
@@ -51,63 +50,45 @@ def _mark(tokenizer, value: int, expected: int) -> str:
 
 
 def _show_token(tokenizer, token: int) -> str:
-    """The token's text; a space as ·, a line break as ↵."""
+    """The token's text; a space as ␣, a line break as ↵."""
     text = tokenizer.convert_ids_to_tokens(token)
-    for written in ("▁", "Ġ"):
-        text = text.replace(written, "·")
-    return text.replace("Ċ", "↵").replace("<0x0A>", "↵")
+    for written, shown in {"▁": "␣", "Ġ": "␣", "Ċ": "↵", "<0x0A>": "↵"}.items():
+        text = text.replace(written, shown)
+    return text
 
 
 def render_tokens(table: pd.DataFrame) -> str:
-    """`token_table` as HTML, coloured where the viewer allows it; the marks say the same where it does not."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in (table.index.name, *table.columns))
-    rows = []
-    for position, row in table.iterrows():
-        cells = [f"<td>{position}</td>"]
-        for value in map(str, row):
-            color = BACKGROUND.get(value[0]) if value else None
-            style = f' bgcolor="{color}" style="background:{color};color:black"' if color else ""
-            cells.append(f"<td{style}>{html.escape(value)}</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    """`token_table` as an HTML table; control tokens such as </s> are text in it."""
+    cells = table.reset_index().map(lambda value: html.escape(str(value)))
+    return cells.to_html(index=False, escape=False, border=0)
 
 
 def audit_table(reports: dict[str, dict]) -> pd.DataFrame:
-    """`audit_alignment`'s reports by name, one row each: nats a token by offset, chance, shares, rows, the policy found, verdict."""
+    """`labels.audit_policy`'s reports by name, one row each: nats per token by offset, chance, shares, rows, policy found, verdict."""
     rows = {}
     for name, report in reports.items():
         rows[name] = {**{f"{offset:+d}": value for offset, value in report["nll"].items()}, "chance": report["chance_nll"],
-                      **{part: report[f"{part}_supervised_share"] for part in SHARES}, "rows": report["rows"],
+                      **{part: report[f"{part}_share"] for part in SHARES}, "rows": report["rows"],
                       "found": report["policy"] or "no policy", "verdict": report["verdict"]}
     return pd.DataFrame(rows).T
 
 
 def plot_audits(table: pd.DataFrame) -> Figure:
-    """How likely the targets are at each offset, and what is supervised; a row an audited policy.
-
-    Args:
-        table: `audit_table`.
-    """
+    """How likely the targets are at each offset, and what is supervised; one row per audited policy of `audit_table`."""
     places = range(len(table))
     offsets = {"+0": ("copies the token", SKY, "s"), "+1": ("next token", BLUE, "o"), "+2": ("token after next", ORANGE, "D")}
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 1.6 + 0.45 * len(table)), sharey=True, width_ratios=(3, 2))
-        for offset, (label, color, marker) in offsets.items():
-            left.plot(table[offset].astype(float), places, marker, color=color, markersize=8, label=f"{offset}: {label}")
-        left.axvline(float(table["chance"].iloc[0]), color=GREY, linestyle="--", label="chance, log V")
-        left.set_xlim(left=0)
-        left.set_xlabel("How surprising the targets are, read at this offset (nats / token)")
-        left.set_yticks(places, table.index)
-        left.set_ylim(len(table) - 0.5, -0.5)
-        left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.28), ncols=2, frameon=False)
-        shares = table[list(SHARES)].astype(float).to_numpy()
-        right.imshow(shares, cmap="Blues", vmin=0, vmax=2.2, aspect="auto")
-        for row in places:
-            for column in range(len(SHARES)):
-                right.text(column, row, f"{shares[row, column]:.0%}", ha="center", va="center", color="black")
-        right.set_xticks(range(len(SHARES)), ["prompt", "answer", "EOS", "padding"])
+        shares = table[list(SHARES)].astype(float).rename(columns={"eos": "EOS"})
+        seaborn.heatmap(shares, ax=right, annot=True, fmt=".0%", cmap="Blues", vmin=0, vmax=2.2, cbar=False, annot_kws={"color": "black"})
         right.set_xlabel("Share that is supervised")
-        right.grid(visible=False)
+        for offset, (label, color, marker) in offsets.items():
+            left.plot(table[offset].astype(float), [place + 0.5 for place in places], marker, color=color, markersize=8,
+                      label=f"{offset}: {label}")
+        left.axvline(float(table["chance"].iloc[0]), color=GREY, linestyle="--", label="chance, log V")
+        left.set(xlim=(0, None), xlabel="How surprising the targets are, read at this offset (nats / token)")
+        left.set_yticks([place + 0.5 for place in places], table.index)
+        left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.28), ncols=2, frameon=False)
         figure.supxlabel(f"{table['rows'].max()} examples counted", fontsize=8.5, color="#333333", x=0.01, ha="left")
     plt.close(figure)
     return figure

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate.utils import send_to_device
 
-from medqa_lib import audit
 from medqa_lib import standin as weights
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
 from medqa_lib.data.prepare import prepare_splits
@@ -30,8 +30,7 @@ from medqa_lib.evaluation.run import (
     result_identity,
     run_base,
 )
-from medqa_lib.labels import PaddingCollator, encode_split, pad_supervised
-from medqa_lib.loss_check import to_device
+from medqa_lib.labels import PaddingCollator, audit_policy, encode_split, pad_supervised, require_policy
 from medqa_lib.model import add_lora, check_eos_token, load_base_model, load_tokenizer, trainable_share
 from medqa_lib.training import plan as planning
 from medqa_lib.training.checkpoints import checkpoint_folders, checkpoint_step, list_checkpoints
@@ -90,8 +89,8 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     model = load_base_model(profile)
     check_eos_token(model, tokenizer)
     collator = PaddingCollator(tokenizer, experiment.label_policy, experiment.max_length)
-    report = audit.audit_alignment(model, tokenizer, train, collator)
-    audit.require_policy(report, experiment.label_policy)
+    report = audit_policy(model, tokenizer, train, collator)
+    require_policy(report, experiment.label_policy)
     if model.device.type == "cpu":  # NF4 dequantised once, not at every use: the same numbers, a fifth less time a step
         model = model.dequantize(dtype=torch.float32)
     model = add_lora(model, experiment.lora, experiment.seed)
@@ -151,7 +150,7 @@ def steps_left(experiment: Experiment, session: CheckpointSession) -> int:
 
 def measure_step(model, examples: list[dict], collator, plan) -> tuple[float, float]:
     """Seconds of one optimiser step, and peak memory in GiB (GPU, or the process without one), from passes over one micro-batch."""
-    batch = to_device(collator(examples), model.device)
+    batch = send_to_device(collator(examples), model.device)
     on_gpu = model.device.type == "cuda"
     with torch.random.fork_rng(devices=[model.device] if on_gpu else []):
         model.train()

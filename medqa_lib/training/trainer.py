@@ -21,7 +21,6 @@ from transformers import (
 from medqa_lib.config import Experiment
 from medqa_lib.evaluation import likelihood
 from medqa_lib.labels import IGNORE_INDEX
-from medqa_lib.loss_check import check_trainer_loss, to_device
 from medqa_lib.training import plan as planning
 from medqa_lib.training.checkpoints import checkpoint_step
 from medqa_lib.training.session import CheckpointSession
@@ -79,7 +78,7 @@ class AnswerTrainer(Trainer):
             batch = self.data_collator(examples)
             answer_tokens = int((batch["labels"] != IGNORE_INDEX).sum())
             with self.compute_loss_context_manager():
-                total += float(self.model(**to_device(batch, self.args.device)).loss) * answer_tokens
+                total += float(self.model(**self._prepare_inputs(batch)).loss) * answer_tokens
             tokens += answer_tokens
         return total / tokens
 
@@ -123,7 +122,6 @@ def fit(model, experiment: Experiment, train, validation, collator, session: Che
         trainer.remove_callback(PrinterCallback)
         trainer.loraplus_lr_ratio = experiment.loraplus_lr_ratio
         try:
-            check_trainer_loss(trainer)
             trainer.state.num_input_tokens_seen = 0
             trainer.train(resume_from_checkpoint=session.resume_from())
             return trainer
