@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import re
 import string
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -71,7 +72,8 @@ def score_answers(predictions: Sequence[str], references: Sequence[str],
     """
     _check_texts(predictions=predictions, references=references, questions=questions, stopped=stopped)
     pairs = list(zip(predictions, references, strict=True))
-    bar = tqdm(pairs, desc="scoring", unit="answer", leave=False, disable=len(pairs) < 200)
+    bar = tqdm(pairs, desc="scoring", unit="answer", leave=False, file=sys.stdout,
+               disable=len(pairs) < 200)
     scores = pd.DataFrame([_score_pair(prediction, reference) for prediction, reference in bar])
     if encoder:
         scores["bertscore_f1"] = _score_bert(pairs, encoder)
@@ -243,7 +245,7 @@ def _score_bert(pairs: Sequence[tuple[str, str]], encoder: str) -> np.ndarray:
     scores = np.zeros(len(pairs))
     order = [row for row, pair in enumerate(pairs) if pair[0].strip() and pair[1].strip()]
     order.sort(key=lambda row: max(map(len, pairs[row])), reverse=True)
-    for start in tqdm(range(0, len(order), 32), desc="BERTScore", unit="batch", leave=False,
+    for start in tqdm(range(0, len(order), 32), desc="BERTScore", unit="batch", leave=False, file=sys.stdout,
                       disable=len(order) < 200):
         rows = order[start:start + 32]
         texts, references = zip(*(pairs[row] for row in rows), strict=True)

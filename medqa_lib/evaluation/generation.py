@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -90,7 +91,8 @@ def _generate_batches(model, tokenizer, prompts: list[tuple], missing: set, max_
     eos, start, tokens, began = tokenizer.eos_token_id, 0, 0, time.perf_counter()
     decode, most = _choose_decoder(model, eos)
     limit, budget = batch_size or most, math.inf if batch_size else free_bytes(model.device)
-    bar = tqdm(total=len(prompts), desc="Answers", unit="answer", disable=_process()[0] > 0)
+    bar = tqdm(total=len(prompts), desc="Answers", unit="answer", leave=False, file=sys.stdout,
+               disable=_process()[0] > 0)
     with _greedy_mode(model), sdpa_kernel(BACKENDS):
         while start < len(prompts):
             fitting = max(1, budget / row_bytes(model, len(prompts[start]), max_new_tokens))

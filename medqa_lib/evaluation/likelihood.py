@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 
 import pandas as pd
@@ -67,7 +68,8 @@ def sum_answer_losses(model, examples: Sequence[dict]) -> tuple[list[float], lis
     losses, tokens = [0.0] * len(examples), [0] * len(examples)
     budget = MAX_BATCH_TOKENS[model.device.type]
     order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]), reverse=True)
-    bar = tqdm(total=len(order), desc="answer loss", unit="example", leave=False, disable=len(order) < 200)
+    bar = tqdm(total=len(order), desc="answer loss", unit="example", leave=False, file=sys.stdout,
+               disable=len(order) < 200)
     while order:
         size = max(1, budget // len(examples[order[0]]["input_ids"]))
         rows, order = order[:size], order[size:]

@@ -23,6 +23,7 @@ from medqa_lib.config import Experiment, Profile, home_dir
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "rouge_score", "sacrebleu",
             "bert_score", "textstat")
+PUBLISHED = Path(__file__).parents[2] / "assets" / "results"  # in a checkout: MODEL/RUN
 RUN_ORDER = ("base", "exp_001", "exp_002", "exp_003", "exp_004", "exp_005")
 
 
@@ -136,6 +137,24 @@ def load_runs(root: str | Path) -> dict[str, RunResult]:
     names = [folder.parent.name for folder in Path(root).glob("*/metrics.json")]
     names.sort(key=lambda name: (RUN_ORDER.index(name) if name in RUN_ORDER else len(RUN_ORDER), name))
     return {name: load_run(Path(root) / name) for name in names}
+
+
+def gather_runs(profile: Profile, needed: Sequence[str] = ("base",),
+                home: Path | None = None) -> tuple[dict[str, RunResult], list[str]]:
+    """Runs to show, and the names of those that are yours: the others are published ones (assets/results).
+
+    Your runs count once the needed ones are there and another. Published runs then fill the gaps if their untuned model
+    was evaluated as yours: the same model, data and questions.
+    """
+    own = load_runs(run_folder("", profile, home))
+    folders = [folder.parent for folder in sorted(PUBLISHED.glob("*/base"))]
+    folders.sort(key=lambda folder: folder.name != profile.model_slug)  # this model's first
+    published = load_runs(folders[0]) if folders else {}
+    if published and not (set(needed) <= own.keys() and len(own) > 1):
+        return published, []
+    if published and published["base"].config["identity"] == own["base"].config["identity"]:
+        return published | own, list(own)
+    return own, list(own)
 
 
 def find_finished(folder: Path, identity: dict) -> RunResult | None:
