@@ -28,12 +28,15 @@ NO_ADAPTER = "No adapter was found: the untuned model answers alone. Train one (
 EXAMPLES = ("What is high blood pressure?", "What are the symptoms of iron deficiency anaemia?",
             "How is malaria diagnosed?", "Can I take antibiotics for a cold?")
 CSS = """
-.gradio-container { max-width: 1080px !important; overflow: clip !important; }  /* hidden would undo sticky */
+.gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container { overflow: clip !important; }  /* hidden would undo sticky */
+.html-container { padding: 0 !important; }
 footer { display: none !important; }
-#disclaimer { position: sticky; top: 0; z-index: 50; overflow: visible; padding: 0; }
+#disclaimer { position: sticky; top: 0; z-index: 50; overflow: visible; }
 #disclaimer p { margin: 0; padding: .5rem .9rem; border-radius: 8px; background: #fff4ce; }
 #disclaimer p, #disclaimer b { color: #3d2e00; }
 #status [role=alert] { padding: .7rem .9rem; border-radius: 8px; background: #a4161a; color: #fff; }
+@media (max-width: 640px) { #disclaimer p { font-size: .8rem; line-height: 1.3; } }
 """
 
 
@@ -166,8 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if options.port:
             socket.create_server(("127.0.0.1", options.port)).close()
-    except OSError as error:
-        parser.exit(2, f"Port {options.port} is not free ({error.strerror}); choose another with --port.\n")
+    except OSError:
+        parser.exit(2, f"Port {options.port} is in use; choose another with --port.\n")
     try:
         profile = current_profile()
         adapters = find_adapters(options.adapter, profile)

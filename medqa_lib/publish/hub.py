@@ -66,7 +66,7 @@ def _download_adapters(address: str) -> Path:
             reason = hub_reason(error)
             if not isinstance(error, RepositoryNotFoundError):
                 break
-    raise ValueError(f"{address!r} is not a folder here, and on the Hub: {reason}. Check the name; a private "
+    raise ValueError(f"{address!r} is not a folder here, and {reason}. Check the name; a private "
                      "repository needs a login (notebook 01).")
 
 
