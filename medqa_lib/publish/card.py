@@ -15,13 +15,6 @@ from medqa_lib.prompts import format_prompt
 
 METRICS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "bleu": "BLEU",
            "token_f1": "token F1", "bertscore_f1": "BERTScore F1"}
-# Those of SAMPLE_QUESTIONS with a short answer that no doctor disputes: they show what the model gets wrong.
-ACCEPTED_ANSWERS = {
-    "How is malaria diagnosed?": "By finding the parasite or its antigens in blood (microscope, rapid test).",
-    "Is sickle cell disease inherited?": "Yes, from both parents: autosomal recessive, the beta-globin gene.",
-    "Can I take antibiotics for a cold?": "No: viruses cause colds, and antibiotics do not act on viruses.",
-    SAMPLE_QUESTIONS[-1]: "B. Vitamin K",
-}
 
 
 def write_card(run: RunResult, base: RunResult, repository: str, base_model: str,
@@ -50,15 +43,14 @@ def write_card(run: RunResult, base: RunResult, repository: str, base_model: str
                                  dataset_name="MedQuAD and AfriMed-QA, held-out questions",
                                  metric_name=METRICS[row.metric], metric_value=round(row.tuned, 4))
                       for row in results])
-    given = dict(zip(run.samples["question"], run.samples["answer"], strict=True))
-    answers = [(_cell(question), _cell(given[question]), accepted)
-               for question, accepted in ACCEPTED_ANSWERS.items() if question in given]
     lines = {text: run.folder.parent / name for name, text in BASELINES.items()}
     return str(ModelCard.from_template(
         header, template_path=str(Path(__file__).with_name("card.md")), run=run, base=base, metrics=METRICS,
-        repository=repository, recipe=run.config["identity"]["experiment"], results=results, answers=answers,
+        repository=repository, recipe=run.config["identity"]["experiment"], results=results,
+        answers=dict(zip(run.samples["question"], run.samples["answer"], strict=True)),
         baselines={text: load_run(line).metrics for text, line in lines.items() if line.exists()},
         leakage=list(leakage_report(load_splits(data)).itertuples()), question=SAMPLE_QUESTIONS[0],
+        multiple_choice=SAMPLE_QUESTIONS[-1],
         data=json.loads((data / "manifest.json").read_text(encoding="utf-8"))))
 
 
@@ -69,9 +61,3 @@ def find_data(run: RunResult, home: Path) -> Path:
             return manifest.parent
     raise FileNotFoundError(f"No splits under {home / 'data'} have the hashes that run {run.name} has noted. "
                             "Set MEDQA_HOME to that run's folder, or make them again: prepare_splits().")
-
-
-def _cell(text: str, most: int = 300) -> str:
-    """Text for a table cell, cut at a word."""
-    text = " ".join(text.replace("|", "\\|").split())
-    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"

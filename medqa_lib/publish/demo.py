@@ -27,17 +27,6 @@ EMPTY = "(The model gave no answer.)"
 NO_ADAPTER = "No adapter was found: the untuned model answers alone. Train one (notebook 14)."
 EXAMPLES = ("What is high blood pressure?", "What are the symptoms of iron deficiency anaemia?",
             "How is malaria diagnosed?", "Can I take antibiotics for a cold?")
-CSS = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
-.gradio-container { overflow: clip !important; }  /* hidden would undo sticky */
-.html-container { padding: 0 !important; }
-footer { display: none !important; }
-#disclaimer { position: sticky; top: 0; z-index: 50; overflow: visible; }
-#disclaimer p { margin: 0; padding: .5rem .9rem; border-radius: 8px; background: #fff4ce; }
-#disclaimer p, #disclaimer b { color: #3d2e00; }
-#status [role=alert] { padding: .7rem .9rem; border-radius: 8px; background: #a4161a; color: #fff; }
-@media (max-width: 640px) { #disclaimer p { font-size: .8rem; line-height: 1.3; } }
-"""
 
 
 class Engine:
@@ -157,7 +146,8 @@ def launch_app(app, port: int | None = None, block: bool = True) -> str:
               block_title_text_color="*neutral_700", body_text_color_subdued="*neutral_600",
               button_primary_background_fill="*primary_600")  # contrast above 4.5:1
     options = {"share": False, "ssr_mode": False, "run_history": False, "max_file_size": 0}
-    return app.launch(server_port=port, css=CSS, theme=theme, prevent_thread_lock=not block, **options)[1]
+    return app.launch(server_port=port, css_paths=Path(__file__).with_name("demo.css"), theme=theme,
+                      prevent_thread_lock=not block, **options)[1]
 
 
 def main(arguments: list[str] | None = None) -> None:

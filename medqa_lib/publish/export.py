@@ -23,15 +23,6 @@ from medqa_lib.publish.hub import chat_template
 NEEDED = 0.75
 # llama.cpp's name of the rule that splits text before merging, by the tokenizer's own parts
 PRE_TOKENIZERS = {("ByteLevel",): "gpt-2", ("Digits", "ByteLevel"): "smollm"}
-# Ollama's own defaults differ: its repeat_penalty of 1.1 alone changes every answer.
-MODELFILE = '''\
-FROM ./{file}
-TEMPLATE """{template}"""
-PARAMETER temperature 0
-PARAMETER repeat_penalty 1.0
-PARAMETER num_predict 256
-PARAMETER num_ctx {context}
-'''
 
 
 def export_merged(adapter_dir: Path, folder: Path, profile: Profile | None = None) -> Path:
@@ -80,8 +71,9 @@ def export_gguf(merged: Path, file: Path) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    words = {"file": file.name, "template": TEMPLATE.format(question="{{ .Prompt }}")}
-    modelfile = MODELFILE.format(context=min(2048, config.max_position_embeddings), **words)
+    modelfile = Path(__file__).with_name("Modelfile").read_text(encoding="utf-8")
+    modelfile = modelfile.format(file=file.name, template=TEMPLATE.format(question="{{ .Prompt }}"),
+                                 context=min(2048, config.max_position_embeddings))
     file.with_name("Modelfile").write_text(modelfile, encoding="utf-8")
     return file
 

@@ -17,7 +17,7 @@ from medqa_lib.evaluation.results import load_runs, run_identity, save_run
 from medqa_lib.evaluation.run import SAMPLE_QUESTIONS
 from medqa_lib.metrics import score_answers
 from medqa_lib.publish import hub
-from medqa_lib.publish.card import ACCEPTED_ANSWERS, write_card
+from medqa_lib.publish.card import write_card
 from medqa_lib.publish.demo import Engine
 from medqa_lib.standin import model_path
 
@@ -110,9 +110,11 @@ def test_write_card_reports_results_with_intervals_and_n(home, card):
 
 def test_write_card_shows_wrong_answers_beside_accepted_ones(home):
     shown = pd.DataFrame({"question": SAMPLE_QUESTIONS, "answer": "Yes | and\nno. " + "Word " * 99})
-    assert set(ACCEPTED_ANSWERS) < set(SAMPLE_QUESTIONS)
+    rows = {question: cells(make_card(home, samples=shown), question) for question in SAMPLE_QUESTIONS[2:9:3]}
+    assert all(len(row) == 3 for row in rows.values())
+    assert cells(make_card(home, samples=shown), "A patient on warfarin")[2] == "B. Vitamin K"
     _, answer, accepted = cells(make_card(home, samples=shown), "Can I take antibiotics")
-    assert answer.startswith("Yes / and no. Word") and answer.endswith("Word …") and len(answer) <= 302
+    assert answer.startswith("Yes / and no. Word") and answer.endswith(" …") and len(answer) <= 302
     assert accepted.startswith("No:")
     assert "Can I take antibiotics" not in make_card(home)
 
