@@ -14,20 +14,21 @@ from medqa_lib.evaluation.significance import compare_runs, format_p
 from medqa_lib.metrics import METRICS
 from medqa_lib.model import compute_dtype
 
-LABELS = {name: label for name, (label, _) in METRICS.items()}
-LABELS |= {"validation_loss": "Validation loss (nats / token)", "perplexity": "Perplexity"}
-RUN_LABELS = {"base": "untuned", "base_random": "untuned, random split", "baseline_untuned_cut": "untuned, cut to length",
-              "baseline_chat_template": "untuned, chat template", "baseline_nearest_answer": "nearest training answer"}
-POLICY_LABELS = {"aligned": "correct", "preshifted": "shifted twice", "full_sequence": "prompt too",
-                 "padding_supervised": "padding too", "no_eos": "without EOS"}
-SOURCE_LABELS = {"medquad": "MedQuAD", "afrimedqa": "AfriMed-QA"}
+# What metrics, runs, label policies and sources are called in tables and figures.
+LABELS = {name: label for name, (label, _) in METRICS.items()} | {
+    "validation_loss": "Validation loss (nats / token)", "perplexity": "Perplexity", "base": "untuned",
+    "base_random": "untuned, random split", "baseline_untuned_cut": "untuned, cut to length",
+    "baseline_chat_template": "untuned, chat template", "baseline_nearest_answer": "nearest training answer",
+    "aligned": "correct", "preshifted": "shifted twice", "full_sequence": "prompt too",
+    "padding_supervised": "padding too", "no_eos": "without EOS", "medquad": "MedQuAD",
+    "afrimedqa": "AfriMed-QA"}
 EXPECTED = {"aligned": "better", "preshifted": "worse"}
 SUMMARY = ("validation_loss", "perplexity", "rouge2", "rougeL", "bleu", "token_f1", "bertscore_f1")
 
 
-def label_run(name: str) -> str:
-    """What a run or a label policy is called in tables and figures; its folder keeps its name."""
-    return (RUN_LABELS | POLICY_LABELS).get(name, name)
+def label(name: str) -> str:
+    """What a name of the code is called in tables and figures: `base` is "untuned", `rouge2` "ROUGE-2 F1"."""
+    return LABELS.get(name, name)
 
 
 def format_number(value: float) -> str:
@@ -52,7 +53,7 @@ def results_table(comparison: pd.DataFrame, first: str = "untuned", second: str 
     Args:
         first, second: what the two compared runs are called.
     """
-    rows = [{"metric": LABELS[row.metric], first: format_number(row.base), second: format_number(row.tuned),
+    rows = [{"metric": label(row.metric), first: format_number(row.base), second: format_number(row.tuned),
              "change [95% interval]": format_change(row), "p (Holm)": format_p(row.p_holm),
              "verdict": f"{row.verdict} (Holm over {row.family})"} for row in comparison.itertuples()]
     table = pd.DataFrame(rows).set_index("metric")
@@ -62,8 +63,9 @@ def results_table(comparison: pd.DataFrame, first: str = "untuned", second: str 
 
 def summary_table(runs: dict[str, RunResult], columns: Sequence[str] = SUMMARY) -> pd.DataFrame:
     """One row per run, one column per metric, as numbers. A metric that no run has is left out."""
-    table = pd.DataFrame({label_run(name): run.metrics for name, run in runs.items()}).T
-    return table[[column for column in columns if column in table and table[column].notna().any()]].astype(float)
+    table = pd.DataFrame({label(name): run.metrics for name, run in runs.items()}).T
+    kept = [column for column in columns if column in table and table[column].notna().any()]
+    return table[kept].astype(float)
 
 
 def settings_table(experiment: Experiment, run: RunResult | None = None) -> pd.DataFrame:
@@ -77,18 +79,20 @@ def settings_table(experiment: Experiment, run: RunResult | None = None) -> pd.D
     rows = {"LoRA r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout,
             "target_modules": ", ".join(lora.target_modules), "bias": lora.bias, "task type": "CAUSAL_LM"}
     if run:
-        numbers = run.metrics
-        rows["trainable parameters"] = f"{numbers['trainable_parameters']:,} ({numbers['trainable_share']:.2%} of all)"
-    rows |= {"base weights": "NF4 (4-bit), double quantisation", "compute dtype": str(compute_dtype()).removeprefix("torch."),
-             "labels": POLICY_LABELS[experiment.label_policy], "steps": f"{experiment.max_steps} of {experiment.total_batch_size} examples",
-             "learning rate": f"{experiment.learning_rate:g}, {experiment.lr_scheduler_type}, warm-up {experiment.warmup_ratio:.0%}",
+        rows["trainable parameters"] = "{trainable_parameters:,} ({trainable_share:.2%})".format(**run.metrics)
+    rows |= {"base weights": "NF4 (4-bit), double quantisation",
+             "compute dtype": str(compute_dtype()).removeprefix("torch."),
+             "labels": label(experiment.label_policy),
+             "steps": f"{experiment.max_steps} of {experiment.total_batch_size} examples",
+             "learning rate": f"{experiment.learning_rate:g}, {experiment.lr_scheduler_type}, "
+                              f"warm-up {experiment.warmup_ratio:.0%}",
              "longest example": f"{experiment.max_length} tokens", "seed": experiment.seed,
              "log / save every": f"{experiment.logging_steps} / {experiment.save_steps} steps"}
     return pd.DataFrame({experiment.name: {name: str(value) for name, value in rows.items()}})
 
 
-def expectation_table(run: RunResult, base: RunResult, reported: dict[str, float] | None = None) -> pd.DataFrame:
-    """Expected, found, and what the original report says, a row per metric.
+def expectation_table(run: RunResult, base: RunResult, reported: dict[str, float] | None = None):
+    """Expected, found, and what the original report says: a table with a row per metric.
 
     Args:
         reported: metric -> change in percent; by default what the report says of the run of this name.
@@ -96,13 +100,13 @@ def expectation_table(run: RunResult, base: RunResult, reported: dict[str, float
     reported = REPORTED.get(run.name, {}) if reported is None else reported
     expected = EXPECTED.get(run.config["identity"]["experiment"]["label_policy"], "-")
     names = [name for name in METRICS if name in {"rouge2", "bleu", *reported} and name in run.metrics]
-    loss, before = run.metrics["validation_loss"], base.metrics["validation_loss"]
-    rows = [{"metric": LABELS["validation_loss"], "untuned": format_number(before), "tuned": format_number(loss),
-             "expected": expected, "found": "better" if loss < before else "worse",
-             "change [95% interval]": f"{100 * (loss / before - 1):+.1f}%", "original report": "-"}]
     comparison = compare_runs(base.scores, run.scores, names)
-    rows += [{"metric": LABELS[row.metric], "untuned": format_number(row.base), "tuned": format_number(row.tuned),
-              "expected": expected, "found": row.verdict, "change [95% interval]": format_change(row),
-              "original report": f"{reported[row.metric]:+g}%" if row.metric in reported else "-"}
-             for row in comparison.itertuples()]
+    losses = [each.metrics["validation_loss"] for each in (base, run)]
+    first = {"metric": "validation_loss", "base": losses[0], "tuned": losses[1], "percent_low": np.nan,
+             "percent_change": 100 * (losses[1] / losses[0] - 1),
+             "verdict": "better" if losses[1] < losses[0] else "worse"}
+    rows = [{"metric": label(row.metric), "untuned": format_number(row.base), "tuned": format_number(row.tuned),
+             "change [95% interval]": format_change(row), "expected": expected, "found": row.verdict,
+             "original report": f"{reported[row.metric]:+g}%" if row.metric in reported else "-"}
+            for row in pd.concat([pd.DataFrame([first]), comparison]).itertuples()]
     return pd.DataFrame(rows).set_index("metric")
