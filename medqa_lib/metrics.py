@@ -1,12 +1,15 @@
 """The metric panel: what an answer shares with its reference, and how it reads.
 
 `score_answers` gives one row per example, `summarize_scores` turns such rows into the numbers of a table, and
-`evaluation.significance` resamples the rows. `evaluation/evaluate_metric.py` is the panel as an `evaluate.Metric`.
+`evaluation.significance` resamples the rows. `evaluation/evaluate_metric.py` is the panel as an
+`evaluate.Metric`.
 
 Units: ROUGE, token F1, BERTScore and shares are in 0..1, BLEU in 0..100, readability in US school grades.
-An empty answer or reference scores 0 in every overlap metric (two empty ones have token F1 = 1, as in SQuAD 2.0),
-0 in every share and, by `textstat`'s convention, 0 in both readability grades. A grade above HIGHEST_GRADE counts
-as that: an answer without a full stop is one endless sentence, and a few (grade 8,811 was seen) would be the mean.
+An empty answer or reference scores 0 in every overlap metric (two empty ones have token F1 = 1, as in SQuAD
+2.0), 0 in every share and, by `textstat`'s convention, 0 in both readability grades. A grade above
+HIGHEST_GRADE counts
+as that: an answer without a full stop is one endless sentence, and a few (grade 8,811 was seen) would be the
+    mean.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ import pandas as pd
 from tqdm import tqdm
 
 HIGHEST_GRADE = 24.0
-BLEU_COLUMNS = ("bleu_hyp_len", "bleu_ref_len", "bleu_match_1", "bleu_match_2", "bleu_match_3", "bleu_match_4",
-                "bleu_total_1", "bleu_total_2", "bleu_total_3", "bleu_total_4")
+BLEU_COLUMNS = ("bleu_hyp_len", "bleu_ref_len",
+                *(f"bleu_{part}_{n}" for part in ("match", "total") for n in range(1, 5)))
 
 # Metric -> (label with unit, direction: +1 higher is better, -1 lower is better, 0 only describes).
 METRICS = {
@@ -60,17 +63,14 @@ def score_answers(predictions: Sequence[str], references: Sequence[str],
         encoder: a key of `standin.ENCODERS`; it adds `bertscore_f1`. None skips BERTScore.
         stopped: N flags, whether the model ended the answer with EOS; they add `eos_rate`.
     Returns:
-        N rows: the columns of METRICS except those of CORPUS_METRICS, which have the columns that are summed
-        instead.
+        N rows: the columns of METRICS; for those of CORPUS_METRICS the columns that are summed instead.
     Raises:
         ValueError: the lengths differ, or the encoder is unknown.
-        TypeError: a text is no string.
         RuntimeError: the encoder can be neither downloaded nor found in the cache.
     Example:
         >>> score_answers(["Rest and fluids"], ["Rest, fluids"]).loc[0, "rouge1"]
         0.8
     """
-    _check_texts(predictions=predictions, references=references, questions=questions, stopped=stopped)
     pairs = list(zip(predictions, references, strict=True))
     bar = tqdm(pairs, desc="scoring", unit="answer", leave=False, file=sys.stdout,
                disable=len(pairs) < 200)
@@ -78,7 +78,8 @@ def score_answers(predictions: Sequence[str], references: Sequence[str],
     if encoder:
         scores["bertscore_f1"] = _score_bert(pairs, encoder)
     if questions is not None:
-        scores["question_copy_share"] = list(map(_share_copied, predictions, questions))
+        scores["question_copy_share"] = [_share_copied(answer, question) for answer, question
+                                         in zip(predictions, questions, strict=True)]
     if stopped is not None:
         scores["eos_rate"] = np.asarray(stopped, dtype=float)
     return scores[[name for name in (*METRICS, "reference_words", *BLEU_COLUMNS) if name in scores]]
@@ -130,16 +131,6 @@ def bleu_from_statistics(statistics: np.ndarray) -> np.ndarray:
     return np.where(defined, 100 * brevity * np.exp(np.log(precision).mean(axis=-1)), 0.0)
 
 
-def _check_texts(**columns: Sequence | None) -> None:
-    lengths = {name: len(column) for name, column in columns.items() if column is not None}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"The columns have different lengths: {lengths}. Pass one prediction per reference.")
-    for name in ("predictions", "references", "questions"):
-        for row, text in enumerate(columns[name] if columns[name] is not None else ()):
-            if not isinstance(text, str):
-                raise TypeError(f"{name}[{row}] is {text!r}; expected a string (\"\" for an answer that failed).")
-
-
 def _score_pair(prediction: str, reference: str) -> dict[str, float]:
     import textstat
 
@@ -167,7 +158,7 @@ def _bleu_scorer():
 
 @functools.cache
 def _rouge_scorer() -> tuple:
-    """rouge_score's scorer and tokenizer. Stems and the last token lists are cached: they take most of its time."""
+    """rouge_score's scorer and tokenizer, with a cache of stems and tokens: they take most of its time."""
     from nltk.stem.porter import PorterStemmer
     from rouge_score import rouge_scorer, tokenize
 

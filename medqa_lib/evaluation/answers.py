@@ -21,8 +21,9 @@ class Answer:
 
 
 class AnswerStore:
-    """Append-only JSON lines, one answer per line with its key. A torn last line is not read, and cut off before the next write.
+    """Append-only JSON lines, one answer per line with its key.
 
+    A torn last line is not read, and is cut off before the next write.
     Under `accelerate launch` each process writes a file of its own (`answers.jsonl`, `answers.1.jsonl`, ...)
     and reads all.
     """
@@ -51,7 +52,7 @@ class AnswerStore:
         new = {self._key(prompt, settings): answer for prompt, answer in answers.items()}
         file = self.path.with_suffix(f".{process}.jsonl") if process else self.path
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps([key, *astuple(answer)], ensure_ascii=False) + "\n" for key, answer in new.items()]
+        lines = [json.dumps([key, *astuple(answer)]) + "\n" for key, answer in new.items()]
         with open(file, "a+b") as stream:
             stream.seek(0)
             stream.truncate(stream.read().rfind(b"\n") + 1)

@@ -21,12 +21,13 @@ from medqa_lib.prompts import encode_chat_prompt
 
 BASELINES = {
     "baseline_chat_template": "the untuned model, asked in the chat template that it was released with",
-    "baseline_untuned_cut": "the untuned model's answers, cut to the length of the reference (which no real system knows)",
+    "baseline_untuned_cut": "the untuned model's answers, cut to the length of the reference",
     "baseline_nearest_answer": "no model: the answer of the most similar training question (TF-IDF)",
 }
 
 
-def run_baselines(splits=None, profile: Profile | None = None, home: Path | None = None) -> dict[str, RunResult]:
+def run_baselines(splits=None, profile: Profile | None = None,
+                  home: Path | None = None) -> dict[str, RunResult]:
     """Score the baselines on the questions that the untuned model answered; finished ones are read instead.
 
     A model without a chat template has no `baseline_chat_template`. The other two have no answers to the
@@ -76,12 +77,13 @@ def cut_words(answer: str, reference: str) -> str:
 
 
 def _answer(context: evaluation.RunContext) -> list[Answer] | None:
-    """A baseline's answers to the test questions, and perhaps to the samples; None if it has no chat template."""
+    """A baseline's answers to the test questions (and the samples); None without a chat template."""
     profile, splits = context.profile, context.splits
     test, tokenizer = evaluation.choose_test_questions(splits["test"], profile), load_tokenizer(profile)
     questions = list(test["question"])
     if context.name == "baseline_nearest_answer":
-        nearest = find_nearest_answers(list(splits["train"]["question"]), list(splits["train"]["answer"]), questions)
+        train = splits["train"]
+        nearest = find_nearest_answers(list(train["question"]), list(train["answer"]), questions)
         return [Answer(text, True, 0) for text in nearest]
     if context.name == "baseline_untuned_cut":
         store = evaluation.RunContext("base", splits, profile, context.home, context.identity).answers()
@@ -90,10 +92,11 @@ def _answer(context: evaluation.RunContext) -> list[Answer] | None:
                 for answer, reference in zip(answers, test["answer"], strict=True)]
     if not tokenizer.chat_template:
         return None
-    prompts = [encode_chat_prompt(tokenizer, question) for question in (*questions, *evaluation.SAMPLE_QUESTIONS)]
-    return generate_records(load_merged(None, profile), tokenizer, prompts, profile.max_new_tokens, context.answers())
+    prompts = [encode_chat_prompt(tokenizer, each) for each in (*questions, *evaluation.SAMPLE_QUESTIONS)]
+    model = load_merged(None, profile)
+    return generate_records(model, tokenizer, prompts, profile.max_new_tokens, context.answers())
 
 
 if __name__ == "__main__":
     for run_name, result in run_baselines().items():
-        print(f"{run_name}: {BASELINES[run_name]}; ROUGE-L {result.metrics['rougeL']:.4f}, BLEU {result.metrics['bleu']:.2f}")
+        print("{}: ROUGE-L {rougeL:.4f}, BLEU {bleu:.2f}".format(run_name, **result.metrics))

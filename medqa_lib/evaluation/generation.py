@@ -7,7 +7,6 @@ unbroken run would have.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -15,8 +14,11 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from medqa_lib.evaluation.answers import Answer, AnswerStore
 from medqa_lib.prompts import encode_prompt
@@ -28,14 +30,13 @@ except ImportError:  # the folder was deleted: generate() answers
 
 MAX_ROWS = {"cpu": 32, "cuda": 256}
 MAX_ROWS_FAST = 512
-# Not cuDNN, which torch prefers on an H100: it builds a plan per length (about 30 ms), and each token is a new length.
+# Not cuDNN, which torch prefers on an H100: it plans 30 ms per length, and each token is a new length.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def generate_answers(model, tokenizer, questions, max_new_tokens=256, store=None, batch_size=None) -> list[str]:
+def generate_answers(*args, **kwargs) -> list[str]:
     """The texts of `generate_records`."""
-    records = generate_records(model, tokenizer, questions, max_new_tokens, store, batch_size)
-    return [record.text for record in records]
+    return [answer.text for answer in generate_records(*args, **kwargs)]
 
 
 def generate_records(model, tokenizer, questions: list, max_new_tokens: int = 256,
@@ -49,40 +50,33 @@ def generate_records(model, tokenizer, questions: list, max_new_tokens: int = 25
             answers.
         questions: texts, which are put into the prompt format, or token ids, which are taken as they are.
         store: answers found there are read instead of generated; new ones are appended.
-        batch_size: rows per batch; by default as many as memory allows. Halved whenever memory runs out.
+        batch_size: rows per batch; halved whenever memory runs out.
     Raises:
         ValueError: an answer is missing and there is no model.
         torch.OutOfMemoryError: a single question does not fit.
     """
     prompts = [tuple(encode_prompt(tokenizer, each) if isinstance(each, str) else each) for each in questions]
     settings = {"greedy": True, "max_new_tokens": max_new_tokens, "eos": tokenizer.eos_token_id}
-    rank, processes = _process()
+    state = PartialState(cpu=not torch.cuda.is_available())
+    rank, processes = state.process_index, state.num_processes
     mine = sorted(dict.fromkeys(prompts), key=len, reverse=True)[rank::processes]
     found = {prompt: store.get(prompt, settings) for prompt in mine} if store else {}
     missing = {prompt for prompt in mine if not found.get(prompt)}
     if missing and model is None:
-        raise ValueError(f"{len(missing)} of {len(mine)} answers are not in the store and model is None; pass the model.")
-    for batch in _generate_batches(model, tokenizer, mine, missing, max_new_tokens, batch_size) if missing else ():
+        raise ValueError(f"{len(missing)} of {len(mine)} answers are not in the store; pass the model.")
+    batches = _generate_batches(model, tokenizer, mine, missing, max_new_tokens, batch_size)
+    for batch in batches if missing else ():
         new = {prompt: answer for prompt, answer in batch.items() if prompt in missing}
         found |= new
         if store:
             store.append(new, settings, rank)
     if processes > 1:
-        from accelerate.utils import gather_object
-
         found = dict(gather_object(list(found.items())))
     return [found[prompt] for prompt in prompts]
 
 
-def _process() -> tuple[int, int]:
-    """Index of this process and number of processes."""
-    from accelerate import PartialState
-
-    state = PartialState(cpu=not torch.cuda.is_available())
-    return state.process_index, state.num_processes
-
-
-def _generate_batches(model, tokenizer, prompts: list[tuple], missing: set, max_new_tokens: int, batch_size: int | None):
+def _generate_batches(model, tokenizer, prompts: list[tuple], missing: set, max_new_tokens: int,
+                      batch_size: int | None):
     """Yield {prompt: Answer} of each batch of `prompts`, longest first, with an answer that is `missing`.
 
     A batch is computed whole even if some of its answers are known: in bfloat16 an answer can depend on the
@@ -90,13 +84,12 @@ def _generate_batches(model, tokenizer, prompts: list[tuple], missing: set, max_
     """
     eos, start, tokens, began = tokenizer.eos_token_id, 0, 0, time.perf_counter()
     decode, most = _choose_decoder(model, eos)
-    limit, budget = batch_size or most, math.inf if batch_size else free_bytes(model.device)
+    limit = batch_size or most
     bar = tqdm(total=len(prompts), desc="Answers", unit="answer", leave=False, file=sys.stdout,
-               disable=_process()[0] > 0)
+               disable=not PartialState().is_main_process)
     with _greedy_mode(model), sdpa_kernel(BACKENDS):
         while start < len(prompts):
-            fitting = max(1, budget / row_bytes(model, len(prompts[start]), max_new_tokens))
-            batch = prompts[start:start + int(min(limit, fitting))]
+            batch = prompts[start:start + limit]
             if missing.intersection(batch):
                 try:
                     decode = decode or _choose_decoder(model, eos)[0]
@@ -105,7 +98,7 @@ def _generate_batches(model, tokenizer, prompts: list[tuple], missing: set, max_
                     if len(batch) == 1:
                         raise
                     answers = decode = None
-                if answers is None:  # outside the handler: there the traceback would keep the batch's tensors alive
+                if answers is None:  # not in the handler, whose traceback keeps the batch's tensors alive
                     torch.cuda.empty_cache()
                     limit = len(batch) // 2
                     continue
@@ -117,37 +110,17 @@ def _generate_batches(model, tokenizer, prompts: list[tuple], missing: set, max_
     bar.close()
 
 
-def free_bytes(device) -> float:
-    """GPU memory that a batch may take, with a fifth held back; no limit on a CPU, where MAX_ROWS decides."""
-    if device.type != "cuda":
-        return math.inf
-    reserved_unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return 0.8 * (torch.cuda.mem_get_info(device)[0] + reserved_unused)
-
-
-def row_bytes(model, prompt_tokens: int, max_new_tokens: int) -> int:
-    """Memory of one row of a batch: its keys and values and, for the prompt, one layer's activations. An estimate."""
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kept = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
-    activations = 8 * config.hidden_size + 3 * config.intermediate_size
-    copies = 2  # the cache is copied when it grows
-    return model.dtype.itemsize * (copies * kept * (prompt_tokens + max_new_tokens) + activations * prompt_tokens)
-
-
 def pad_left(prompts: list, pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T) ids and mask. Padding goes left, so that every row's next token comes from the last position."""
+    """(B, T) ids and mask. Padding goes left: every row's next token comes from the last position."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(prompt)) + [*prompt] for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return ids, torch.tensor(mask, device=device)
 
 
 @contextmanager
 def _greedy_mode(model):
-    """Evaluation mode and an empty generation config: `generate` fills gaps in the one it is given from the model's own."""
-    from transformers import GenerationConfig
-
+    """Evaluation mode and an empty generation config: `generate` fills gaps in ours from the model's own."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     training, config = model.training, inner.generation_config
     model.eval()
@@ -160,17 +133,15 @@ def _greedy_mode(model):
 
 
 def _choose_decoder(model, eos_id: int):
-    """(callable (ids, mask, max_new_tokens) -> token ids per row up to and including EOS, most rows at a time)."""
+    """(callable (ids, mask, max_new_tokens) -> token ids per row up to EOS, most rows at a time)."""
     decoder = fast.make_decoder(model, eos_id) if fast else None
     if decoder:
         return decoder, MAX_ROWS_FAST
     return partial(decode_plain, model, eos_id), MAX_ROWS[model.device.type]
 
 
-def decode_plain(model, eos_id: int, ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int) -> list[list[int]]:
+def decode_plain(model, eos_id: int, ids, mask, max_new_tokens: int) -> list[list[int]]:
     """`generate()`, greedy, with nothing that changes the argmax."""
-    from transformers import GenerationConfig
-
     greedy = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=max_new_tokens,
                               eos_token_id=eos_id, pad_token_id=eos_id)
     output = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
@@ -188,7 +159,7 @@ def _to_answer(tokenizer, ids: list[int]) -> Answer:
 
 
 def compare_answers(a: list[str], b: list[str]) -> dict[str, float]:
-    """Agreement of two runs' answers: share of identical ones and mean share of words before the first difference.
+    """Share of identical answers of two models, and mean share of words before the first difference.
 
     Example:
         >>> compare_answers(["rest and water", "no"], ["rest and sleep", "no"])
@@ -196,6 +167,7 @@ def compare_answers(a: list[str], b: list[str]) -> dict[str, float]:
     """
     shares = []
     for left, right in zip(map(str.split, a), map(str.split, b), strict=True):
-        shares.append(len(os.path.commonprefix([left, right])) / max(len(left), len(right)) if left or right else 1.0)
+        same = len(os.path.commonprefix([left, right]))
+        shares.append(same / max(len(left), len(right)) if left or right else 1.0)
     identical = sum(left == right for left, right in zip(a, b, strict=True))
     return {"n": len(a), "identical": identical / len(a), "common_prefix": sum(shares) / len(a)}

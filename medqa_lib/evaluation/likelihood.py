@@ -31,21 +31,23 @@ def completion_loss(model, examples: Sequence[dict]) -> float:
     """
     losses, tokens = sum_answer_losses(model, list(examples))
     if sum(tokens) == 0:
-        raise ValueError(f"None of {len(losses)} examples has a supervised token: all labels are {IGNORE_INDEX}.")
+        raise ValueError(f"None of {len(losses)} examples has a supervised token: labels are {IGNORE_INDEX}.")
     return math.fsum(losses) / sum(tokens)
 
 
 def score_options(model, tokenizer, questions: Sequence[str], choices: Sequence[str]) -> pd.DataFrame:
-    """Whether the correct option of a multiple-choice question is the likeliest answer: knowledge, not wording.
+    """Whether the correct option of a multiple-choice question is the likeliest: knowledge, not wording.
 
-    An option's score is the log-likelihood of its text after the prompt, without EOS, divided by its number of
-    characters, so that an option is not punished for its length (`acc_norm` of the lm-evaluation-harness).
+    An option's score is the log-likelihood of its text after the prompt, without EOS, divided by its number
+    of characters, so that an option is not punished for its length (`acc_norm` of the lm-evaluation-harness).
 
     Args:
         questions: N questions.
-        choices: N strings, each "" (no options) or JSON such as `{"options": ["Iron", "Zinc"], "correct": 0}`.
+        choices: N strings, each "" (no options) or JSON such as `{"options": ["Iron", "Zinc"], "correct":
+            0}`.
     Returns:
-        N rows: `mcq_asked` (1 or 0), `mcq_correct` (1 or 0), `mcq_chance` (what guessing gives), all 0 without options.
+        N rows: `mcq_asked` (1 or 0), `mcq_correct` (1 or 0), `mcq_chance` (what guessing gives), all 0
+        without options.
     """
     asked = {row: json.loads(choice) for row, choice in enumerate(choices) if choice}
     pairs = [(row, option) for row, choice in asked.items() for option in choice["options"]]
@@ -81,7 +83,7 @@ def sum_answer_losses(model, examples: Sequence[dict]) -> tuple[list[float], lis
 
 @torch.no_grad()
 def _compute_losses(model, batch: Sequence[dict]) -> list[torch.Tensor]:
-    """Loss of each supervised token, one float64 tensor per example. Right padding: no token sees what is after it.
+    """Loss of each supervised token, one float64 tensor per example. Padding goes right.
 
     The sum over a vocabulary of 49,152 loses 2e-5 of the loss in float32, so it is taken in float64.
     """

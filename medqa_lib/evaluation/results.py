@@ -21,15 +21,15 @@ import pandas as pd
 
 from medqa_lib.config import Experiment, Profile, home_dir
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "rouge_score", "sacrebleu",
-            "bert_score", "textstat")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "rouge_score",
+            "sacrebleu", "bert_score", "textstat")
 PUBLISHED = Path(__file__).parents[2] / "assets" / "results"  # in a checkout: MODEL/RUN
 RUN_ORDER = ("base", "exp_001", "exp_002", "exp_003", "exp_004", "exp_005")
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run, read back from its folder: a row of `scores` per test question, a row of `losses` per logged step."""
+    """One run, read back from its folder. `scores` has a row per test question, `losses` per logged step."""
 
     folder: Path
     config: dict
@@ -58,7 +58,8 @@ def describe_environment() -> dict:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (CPU)"
-    return {"date": datetime.date.today().isoformat(), "gpu": gpu, "python": platform.python_version(), "versions": versions}
+    return {"date": datetime.date.today().isoformat(), "gpu": gpu, "python": platform.python_version(),
+            "versions": versions}
 
 
 def run_identity(experiment: Experiment | None, profile: Profile, data_hashes: dict) -> dict:
@@ -74,13 +75,8 @@ def run_identity(experiment: Experiment | None, profile: Profile, data_hashes: d
 
 def identity_differences(saved: dict, wanted: dict) -> list[str]:
     """One line for each field that differs, nested fields by their dotted name."""
-    def flatten(value, name=""):
-        if not isinstance(value, dict):
-            return {name: value}
-        return {key: leaf for child, sub in value.items()
-                for key, leaf in flatten(sub, f"{name}.{child}" if name else child).items()}
-
-    old, new = flatten(saved), flatten(json.loads(json.dumps(wanted)))
+    old, new = (pd.json_normalize(json.loads(json.dumps(each))).to_dict("records")[0]
+                for each in (saved, wanted))
     return [f"{name}: checkpoint {old.get(name)!r}, this run {new.get(name)!r}"
             for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
@@ -90,8 +86,8 @@ def question_id(question: str) -> str:
     return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
-def save_run(folder: Path, config: dict, metrics: dict, scores: pd.DataFrame, losses: pd.DataFrame | None = None,
-             samples: Sequence[dict] = ()) -> RunResult:
+def save_run(folder: Path, config: dict, metrics: dict, scores: pd.DataFrame,
+             losses: pd.DataFrame | None = None, samples: Sequence[dict] = ()) -> RunResult:
     """Write a run's five files, `metrics.json` last, and read them back."""
     if losses is None:
         losses = pd.DataFrame(columns=["step", "split", "loss", "learning_rate", "tokens"])
@@ -106,7 +102,7 @@ def save_run(folder: Path, config: dict, metrics: dict, scores: pd.DataFrame, lo
 
 
 def write_json_atomically(path: Path, content: dict | list) -> None:
-    """Write beside `path`, flush to disk, then rename: a reader sees the old file or the new one, never half of one."""
+    """Write beside `path`, flush, then rename: a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w") as file:
         json.dump(content, file, indent=1, sort_keys=True)
@@ -124,12 +120,15 @@ def load_run(folder: str | Path) -> RunResult:
     folder = Path(folder)
     for name in ("config.json", "metrics.json", "scores.csv", "loss.csv", "samples.json"):
         if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder} is not a complete run: {name} is missing. Run its notebook to the end.")
-    read = {name: json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("config", "metrics", "samples")}
-    scores = pd.read_csv(folder / "scores.csv", dtype={"question_id": str, "group": str})
-    samples = pd.DataFrame(read["samples"], columns=["question", "answer"])
-    log = (folder / "log.txt").read_text("utf-8") if (folder / "log.txt").exists() else ""
-    return RunResult(folder, read["config"], read["metrics"], scores, pd.read_csv(folder / "loss.csv"), samples, log)
+            raise FileNotFoundError(f"{folder} is incomplete: {name} is missing. Run it to the end.")
+    config, metrics, samples = (json.loads((folder / f"{name}.json").read_text("utf-8"))
+                                for name in ("config", "metrics", "samples"))
+    log = folder / "log.txt"
+    return RunResult(folder, config, metrics,
+                     scores=pd.read_csv(folder / "scores.csv", dtype={"question_id": str, "group": str}),
+                     losses=pd.read_csv(folder / "loss.csv"),
+                     samples=pd.DataFrame(samples, columns=["question", "answer"]),
+                     log=log.read_text("utf-8") if log.exists() else "")
 
 
 def load_runs(root: str | Path) -> dict[str, RunResult]:
@@ -143,8 +142,8 @@ def gather_runs(profile: Profile, needed: Sequence[str] = ("base",),
                 home: Path | None = None) -> tuple[dict[str, RunResult], list[str]]:
     """Runs to show, and the names of those that are yours: the others are published ones (assets/results).
 
-    Your runs count once the needed ones are there and another. Published runs then fill the gaps if their untuned model
-    was evaluated as yours: the same model, data and questions.
+    Your runs count once the needed ones are there and another. Published runs then fill the gaps if their
+    untuned model was evaluated as yours: the same model, data and questions.
     """
     own = load_runs(run_folder("", profile, home))
     folders = [folder.parent for folder in sorted(PUBLISHED.glob("*/base"))]
@@ -179,6 +178,7 @@ def describe_origin(runs: Iterable[RunResult]) -> str:
     def join(values: Iterable) -> str:
         return " / ".join(sorted(set(values)))
 
-    models, sizes = join(run.config["identity"]["model"] for run in runs), join(f"{run.metrics['n_test']:,}" for run in runs)
+    models = join(run.config["identity"]["model"] for run in runs)
+    sizes = join(f"{run.metrics['n_test']:,}" for run in runs)
     gpus, dates = join(run.config["gpu"] for run in runs), join(run.config["date"] for run in runs)
     return f"{models}, n = {sizes} test questions, GPU {gpus}, {dates}"

@@ -56,7 +56,8 @@ class RunContext:
 
     def answers(self, adapter_dir: Path | None = None) -> AnswerStore:
         """The run's answers file."""
-        return AnswerStore(self.home / "answers" / self.profile.model_slug / f"{self.name}.jsonl", adapter_dir)
+        folder = self.home / "answers" / self.profile.model_slug
+        return AnswerStore(folder / f"{self.name}.jsonl", adapter_dir)
 
 
 def count_test_questions(test, profile: Profile) -> int | None:
@@ -66,7 +67,7 @@ def count_test_questions(test, profile: Profile) -> int | None:
 
 
 def choose_test_questions(test, profile: Profile):
-    """The test rows that a run answers: a sample that depends on nothing but the split and `count_test_questions`."""
+    """The test rows that a run answers: a sample that depends only on the split and on their number."""
     n = count_test_questions(test, profile)
     return test if n is None or n >= len(test) else test.shuffle(seed=42).select(range(n))
 
@@ -81,26 +82,27 @@ def result_identity(experiment: Experiment | None, profile: Profile, splits) -> 
 
 
 def encode_validation(tokenizer, validation, profile: Profile):
-    """Validation rows with correct labels, whatever policy a run trains on: all runs are compared by this loss."""
+    """Validation rows with correct labels, whatever policy a run trains on: this loss compares all runs."""
     if profile.validation_pairs is not None and profile.validation_pairs < len(validation):
         validation = validation.shuffle(seed=42).select(range(profile.validation_pairs))
     limit = profile.max_length or 512
     encoded, counts = encode_split(tokenizer, validation, limit, policy="aligned")
     lost = [f"{counts[name]} ({reason})" for name, reason in UNUSABLE.items() if name in counts]
     if lost and not int(os.environ.get("RANK", "0")):
-        print_once(f"Validation loss is over {counts['kept']} of {counts['rows']} pairs; left out at {limit} tokens: "
-                   f"{', '.join(lost)}")
+        print_once(f"Validation loss is over {counts['kept']} of {counts['rows']} pairs; left out at {limit} "
+                   f"tokens: {', '.join(lost)}")
     return encoded
 
 
 @functools.cache
 def print_once(line: str) -> None:
-    """Print a line unless this process has printed it before: training and evaluation encode the same rows."""
+    """Print a line once per process: training and evaluation encode the same rows."""
     print(line)
 
 
-def run_base(splits=None, profile: Profile | None = None, home: Path | None = None, name: str = "base") -> RunResult:
-    """Evaluate the untuned model. A finished evaluation of the same model, data and profile is read instead."""
+def run_base(splits=None, profile: Profile | None = None, home: Path | None = None,
+             name: str = "base") -> RunResult:
+    """Evaluate the untuned model; a finished evaluation of the same model, data and profile is read."""
     profile, home = profile or current_profile(), home or home_dir()
     splits = splits or prepare_splits(home=home)
     context = RunContext(name, splits, profile, home, result_identity(None, profile, splits))
@@ -143,9 +145,10 @@ def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: p
     if asked:
         scores = pd.concat([scores, options], axis=1)
         numbers["mcq_chance"] = float(options["mcq_chance"].sum() / asked)
-    numbers |= {**metrics.summarize_scores(scores), "n_test": len(scores), "mcq_questions": asked, **(training or {})}
+    numbers |= {**metrics.summarize_scores(scores), "n_test": len(scores), "mcq_questions": asked}
+    numbers |= training or {}
     if losses is None:
-        losses = pd.DataFrame([{"step": 0, "split": "validation", "loss": loss, "learning_rate": None, "tokens": 0}])
+        losses = pd.DataFrame([{"step": 0, "split": "validation", "loss": loss, "tokens": 0}])
     samples = [{"question": question, "answer": answer.text}
                for question, answer in zip(SAMPLE_QUESTIONS, answers[len(test):], strict=True)]
     config = {"identity": context.identity, **results.describe_environment()}
@@ -157,6 +160,6 @@ def score_test(test, answers, profile: Profile) -> pd.DataFrame:
     questions = list(test["question"])
     scores = metrics.score_answers([answer.text for answer in answers], list(test["answer"]), questions,
                                    profile.bertscore_encoder, [answer.stopped for answer in answers])
-    about = pd.DataFrame({"question_id": list(map(results.question_id, questions)), "source": list(test["source"]),
-                          "group": list(map(str, test["group"]))})
+    about = pd.DataFrame({"question_id": list(map(results.question_id, questions)),
+                          "source": list(test["source"]), "group": list(map(str, test["group"]))})
     return pd.concat([about, scores], axis=1)

@@ -1,4 +1,4 @@
-"""Is a difference between two runs more than luck? Paired bootstrap over test questions, Welch's test over seeds, Holm.
+"""Is a difference more than luck? Paired bootstrap over questions, Welch's test over seeds, Holm.
 
 Questions about one disease share answers, so whole groups are resampled, not questions. All runs answer the
 same questions, so all get the same resamples and only their differences are judged.
@@ -14,18 +14,19 @@ import pandas as pd
 from medqa_lib.metrics import METRICS, columns_of, evaluate_sums
 
 ALPHA = 0.05
-DIRECTIONS = {"validation_loss": -1} | {name: direction for name, (_, direction) in METRICS.items()}  # 1: higher is better
+DIRECTIONS = {"validation_loss": -1} | {name: direction for name, (_, direction) in METRICS.items()}
 NOT_TESTED = ("words",)  # length_ratio is the same question
 SCALES = {"bleu": 100.0}  # the largest value where it is not 1
-FEWEST_GROUPS = 5  # effective ones; with fewer the interval left 0 out in 16% to 49% of 150 simulated pairs without a difference
+FEWEST_GROUPS = 5  # effective ones; with fewer 16% to 49% of 150 simulated null differences left 0 out
 CHUNK = 500  # resamples at a time: 500 x 1,800 groups take 7 MB
-LENGTHS = {"under 50 words": (0, 50), "50-99 words": (50, 100), "100-199 words": (100, 200), "200 words or more": (200, np.inf)}
+LENGTHS = {"under 50 words": (0, 50), "50-99 words": (50, 100), "100-199 words": (100, 200),
+           "200 words or more": (200, np.inf)}
 NO_INTERVAL = dict.fromkeys(("ci_low", "ci_high", "percent_low", "percent_high"), np.nan)
 
 
-def compare_pairs(runs: dict[str, pd.DataFrame], pairs: Sequence[tuple[str, str]], metrics: Sequence[str] | None = None,
-                  n_resamples: int = 50_000, seed: int = 42) -> pd.DataFrame:
-    """The second run of each pair against the first on the same questions, with Holm's correction over all rows.
+def compare_pairs(runs: dict[str, pd.DataFrame], pairs: Sequence[tuple[str, str]],
+                  metrics: Sequence[str] | None = None, n_resamples: int = 50_000, seed: int = 42):
+    """The second run of each pair against the first, question by question, with Holm's correction over all.
 
     The interval is the percentile interval of the paired difference, its levels expanded for a small number
     of groups as a t interval is (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). Groups of
@@ -54,11 +55,11 @@ def compare_pairs(runs: dict[str, pd.DataFrame], pairs: Sequence[tuple[str, str]
     if not tests:
         raise ValueError("There is nothing to compare: give at least one run beside the untuned model's.")
     base = runs[pairs[0][0]]
-    aligned = {name: _align_questions(base, runs[name]) for name in dict.fromkeys(name for pair in pairs for name in pair)}
+    aligned = {name: _align_questions(base, runs[name]) for pair in pairs for name in pair}
     codes, groups = pd.factorize(base["group"])
     needed = dict.fromkeys((name, metric) for first, second, metric in tests for name in (first, second))
     values = _resample(aligned, list(needed), codes, max(n_resamples, round(10 * len(tests) / ALPHA)), seed)
-    effective = len(codes) ** 2 / (np.bincount(codes) ** 2).sum()  # Kish: fewer than there are, where sizes differ
+    effective = len(codes) ** 2 / (np.bincount(codes) ** 2).sum()  # Kish: fewer, where sizes differ
     rows = [{"pair": f"{first} -> {second}", "metric": metric,
              **_judge(values[first, metric], values[second, metric], effective, SCALES.get(metric, 1.0)),
              "n": len(codes), "groups": len(groups)} for first, second, metric in tests]
@@ -72,8 +73,8 @@ def compare_runs(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics:
     return compare_pairs(runs, [("base", "tuned")], metrics, n_resamples, seed).drop(columns="pair")
 
 
-def compare_many(base_scores: pd.DataFrame, runs: dict[str, pd.DataFrame], metrics: Sequence[str] | None = None,
-                 n_resamples: int = 50_000, seed: int = 42) -> pd.DataFrame:
+def compare_many(base_scores: pd.DataFrame, runs: dict[str, pd.DataFrame],
+                 metrics: Sequence[str] | None = None, n_resamples: int = 50_000, seed: int = 42):
     """`compare_pairs` of several runs against one, with a column `run` instead of `pair`."""
     pairs = [("", name) for name in runs]
     table = compare_pairs({"": base_scores, **runs}, pairs, metrics, n_resamples, seed)
@@ -81,21 +82,20 @@ def compare_many(base_scores: pd.DataFrame, runs: dict[str, pd.DataFrame], metri
     return table
 
 
-def compare_slices(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics: Sequence[str] | None = None,
-                   n_resamples: int = 50_000, seed: int = 42) -> pd.DataFrame:
-    """`compare_runs` within each source and each length of the reference answer; a column `slice` in front, Holm over all."""
+def compare_slices(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame,
+                   metrics: Sequence[str] | None = None, n_resamples: int = 50_000, seed: int = 42):
+    """`compare_runs` within each source and each length of the reference (column `slice`); Holm over all."""
     tuned_scores, words = _align_questions(base_scores, tuned_scores), base_scores["reference_words"]
     masks = {name: base_scores["source"] == name for name in sorted(base_scores["source"].unique())}
     masks |= {name: words.between(low, high, inclusive="left") for name, (low, high) in LENGTHS.items()}
-    tables = [compare_runs(base_scores[mask], tuned_scores[mask.to_numpy()], metrics, n_resamples, seed).assign(slice=name)
-              for name, mask in masks.items() if mask.any()]
-    table = pd.concat(tables, ignore_index=True)
-    table.insert(0, "slice", table.pop("slice"))
-    return _correct_holm(table)
+    tables = {name: compare_runs(base_scores[mask], tuned_scores[mask.to_numpy()], metrics, n_resamples, seed)
+              for name, mask in masks.items() if mask.any()}
+    return _correct_holm(pd.concat(tables, names=["slice"]).reset_index("slice").reset_index(drop=True))
 
 
-def compare_seeds(recipes: dict[str, Sequence[dict]], pairs: Sequence[tuple[str, str]], metrics: Sequence[str]) -> pd.DataFrame:
-    """Two recipes that were each trained with several seeds: Welch's t test on the runs' scores, Holm over all.
+def compare_seeds(recipes: dict[str, Sequence[dict]], pairs: Sequence[tuple[str, str]],
+                  metrics: Sequence[str]) -> pd.DataFrame:
+    """Recipes that were trained with several seeds: Welch's t test on the runs' scores, Holm over all.
 
     `compare_runs` says whether other test questions would change the verdict, this whether other seeds would.
 
@@ -111,16 +111,18 @@ def compare_seeds(recipes: dict[str, Sequence[dict]], pairs: Sequence[tuple[str,
     """
     from scipy.stats import ttest_ind
 
-    if single := [name for name in dict.fromkeys(name for pair in pairs for name in pair) if len(recipes[name]) < 2]:
-        raise ValueError(f"{', '.join(single)}: one seed each; expected at least 2. Train the runs named ..._seed43 and ..._seed44.")
+    if single := sorted({name for pair in pairs for name in pair if len(recipes[name]) < 2}):
+        raise ValueError(f"{', '.join(single)}: one seed each; expected at least 2. Train ..._seed43.")
     rows = []
     for pair, metric in [(pair, metric) for pair in pairs for metric in metrics]:
         first, second = ([run[metric] for run in recipes[name]] for name in pair)
         test = ttest_ind(second, first, equal_var=False)
         low, high = test.confidence_interval(1 - ALPHA)
-        rows.append({"pair": " -> ".join(pair), "metric": metric, "first": np.mean(first), "first_sd": np.std(first, ddof=1),
-                     "second": np.mean(second), "second_sd": np.std(second, ddof=1), "delta": np.mean(second) - np.mean(first),
-                     "ci_low": low, "ci_high": high, "seeds": f"{len(first)} and {len(second)}",
+        rows.append({"pair": " -> ".join(pair), "metric": metric,
+                     "first": np.mean(first), "first_sd": np.std(first, ddof=1),
+                     "second": np.mean(second), "second_sd": np.std(second, ddof=1),
+                     "delta": np.mean(second) - np.mean(first), "ci_low": low, "ci_high": high,
+                     "seeds": f"{len(first)} and {len(second)}",
                      "p": np.nan_to_num(test.pvalue, nan=1.0)})  # no spread and no difference
     return _correct_holm(pd.DataFrame(rows))
 
@@ -151,8 +153,8 @@ def _align_questions(base: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     if ids == tuned_ids:
         return tuned
     if sorted(ids) != sorted(tuned_ids) or len(set(ids)) < len(ids):
-        raise ValueError(f"The runs answered different questions: {len(ids)} and {len(tuned_ids)} rows, {len({*ids} & {*tuned_ids})} "
-                         "in common. Evaluate both with the same split and the same number of test questions.")
+        raise ValueError(f"The runs answered different questions: {len(ids)} and {len(tuned_ids)} rows, "
+                         f"{len({*ids} & {*tuned_ids})} in common. Evaluate both on the same test questions.")
     return tuned.set_index("question_id").loc[ids].reset_index()
 
 
@@ -166,28 +168,31 @@ def _choose_metrics(base: pd.DataFrame, tuned: pd.DataFrame, metrics: Sequence[s
     return list(metrics or (name for name in present if name not in NOT_TESTED))
 
 
-def _resample(runs: dict[str, pd.DataFrame], needed: list[tuple[str, str]], codes: np.ndarray, n_resamples: int,
-              seed: int) -> dict[tuple[str, str], np.ndarray]:
+def _resample(runs: dict[str, pd.DataFrame], needed: list[tuple[str, str]], codes: np.ndarray,
+              n_resamples: int, seed: int) -> dict[tuple[str, str], np.ndarray]:
     """(run, metric) -> (1 + R,) values: the observed one, then those of groups drawn with replacement.
 
     Args:
         codes: (N,) the group of each question, 0 to G - 1.
     """
-    columns = {(run, column): runs[run][column].to_numpy(float) for run, metric in needed for column in columns_of(metric)}
+    columns = {(run, column): runs[run][column].to_numpy(float)
+               for run, metric in needed for column in columns_of(metric)}
     if missing := sorted({column for (_, column), values in columns.items() if np.isnan(values).any()}):
-        raise ValueError(f"Some answers have no score in {', '.join(missing)}; expected a number for each. Score the run again.")
+        raise ValueError(f"Some answers have no score in {', '.join(missing)}. Score the run again.")
     groups, places = int(codes.max()) + 1, {key: place for place, key in enumerate(columns)}
     sums = np.zeros((groups, len(columns) + 1))
     np.add.at(sums, codes, np.column_stack([*columns.values(), np.ones(len(codes))]))
-    rng, parts = np.random.default_rng(seed), [np.ones((1, groups)) @ sums]
+    rng, parts = np.random.default_rng(seed), [np.ones((1, groups)) @ sums]  # the observed data first
     for start in range(0, n_resamples, CHUNK):
         size = min(CHUNK, n_resamples - start)
         drawn = rng.integers(groups, size=(size, groups)) + np.arange(size)[:, None] * groups
         weights = np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups)
         parts.append(weights.astype(float) @ sums)
-    totals = np.vstack(parts)
-    return {(run, metric): evaluate_sums(metric, totals[:, [places[run, column] for column in columns_of(metric)]], totals[:, -1])
-            for run, metric in needed}
+    totals, values = np.vstack(parts), {}
+    for run, metric in needed:
+        spots = [places[run, column] for column in columns_of(metric)]
+        values[run, metric] = evaluate_sums(metric, totals[:, spots], totals[:, -1])
+    return values
 
 
 def _judge(base: np.ndarray, tuned: np.ndarray, groups: float, scale: float) -> dict[str, float]:
@@ -217,6 +222,7 @@ def _correct_holm(table: pd.DataFrame) -> pd.DataFrame:
     table["p_holm"], table["family"] = adjust_holm(table["p"]), len(table)
     words = {1: ("better", "worse"), -1: ("worse", "better"), 0: ("higher", "lower")}
     up, down = zip(*(words[DIRECTIONS[name]] for name in table["metric"]), strict=True)
-    table["verdict"] = np.where(~(table["p_holm"] < ALPHA), "no difference", np.where(table["delta"] > 0, up, down))
+    verdicts = np.where(table["delta"] > 0, up, down)
+    table["verdict"] = np.where(table["p_holm"] < ALPHA, verdicts, "no difference")
     ends = [name for name in ("p", "p_holm", "family", "verdict", "n", "groups") if name in table]
     return table[[*(column for column in table if column not in ends), *ends]]

@@ -79,7 +79,8 @@ def settings_table(experiment: Experiment, run: RunResult | None = None) -> pd.D
     rows = {"LoRA r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout,
             "target_modules": ", ".join(lora.target_modules), "bias": lora.bias, "task type": "CAUSAL_LM"}
     if run:
-        rows["trainable parameters"] = "{trainable_parameters:,} ({trainable_share:.2%})".format(**run.metrics)
+        shown = "{trainable_parameters:,} ({trainable_share:.2%})"
+        rows["trainable parameters"] = shown.format(**run.metrics)
     rows |= {"base weights": "NF4 (4-bit), double quantisation",
              "compute dtype": str(compute_dtype()).removeprefix("torch."),
              "labels": label(experiment.label_policy),
@@ -105,8 +106,9 @@ def expectation_table(run: RunResult, base: RunResult, reported: dict[str, float
     first = {"metric": "validation_loss", "base": losses[0], "tuned": losses[1], "percent_low": np.nan,
              "percent_change": 100 * (losses[1] / losses[0] - 1),
              "verdict": "better" if losses[1] < losses[0] else "worse"}
-    rows = [{"metric": label(row.metric), "untuned": format_number(row.base), "tuned": format_number(row.tuned),
-             "change [95% interval]": format_change(row), "expected": expected, "found": row.verdict,
+    rows = [{"metric": label(row.metric), "untuned": format_number(row.base),
+             "tuned": format_number(row.tuned), "change [95% interval]": format_change(row),
+             "expected": expected, "found": row.verdict,
              "original report": f"{reported[row.metric]:+g}%" if row.metric in reported else "-"}
             for row in pd.concat([pd.DataFrame([first]), comparison]).itertuples()]
     return pd.DataFrame(rows).set_index("metric")

@@ -215,11 +215,6 @@ def test_pad_left_puts_padding_before_the_prompt():
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
-def test_row_bytes_counts_keys_values_and_activations(model):
-    # 2 layers x 2 key heads x 16 x (key, value) x 2 copies = 256 a token; 8 x 64 + 3 x 128 = 896 a prompt token; 4 bytes
-    assert generation.row_bytes(model, prompt_tokens=10, max_new_tokens=5) == 4 * (256 * 15 + 896 * 10)
-
-
 def test_compare_answers_counts_words_before_the_first_difference():
     # 2 of 3 words, all, none of 2, and two empty answers
     result = compare_answers(["rest and water", "no", "see one", ""], ["rest and sleep", "no", "a", ""])

@@ -195,7 +195,7 @@ def test_compare_runs_of_few_groups_claims_nothing(n_groups):
 
 def test_compare_runs_names_a_column_without_a_number():
     base = make_frame({"rouge1": np.zeros(50), "rouge2": np.zeros(50)})
-    with pytest.raises(ValueError, match="no score in rouge2;"):
+    with pytest.raises(ValueError, match="no score in rouge2"):
         statistics.compare_runs(base, base.assign(rouge2=[np.nan, *np.ones(49)]))
 
 
