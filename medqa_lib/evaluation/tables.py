@@ -14,14 +14,14 @@ from medqa_lib.evaluation.significance import compare_runs, format_p
 from medqa_lib.metrics import METRICS
 from medqa_lib.model import compute_dtype
 
+POLICY_LABELS = {"aligned": "correct", "preshifted": "shifted twice", "full_sequence": "prompt too",
+                 "padding_supervised": "padding too", "no_eos": "without EOS"}
 # What metrics, runs, label policies and sources are called in tables and figures.
-LABELS = {name: label for name, (label, _) in METRICS.items()} | {
+LABELS = {name: label for name, (label, _) in METRICS.items()} | POLICY_LABELS | {
     "validation_loss": "Validation loss (nats / token)", "perplexity": "Perplexity", "base": "untuned",
     "base_random": "untuned, random split", "baseline_untuned_cut": "untuned, cut to length",
     "baseline_chat_template": "untuned, chat template", "baseline_nearest_answer": "nearest training answer",
-    "aligned": "correct", "preshifted": "shifted twice", "full_sequence": "prompt too",
-    "padding_supervised": "padding too", "no_eos": "without EOS", "medquad": "MedQuAD",
-    "afrimedqa": "AfriMed-QA"}
+    "medquad": "MedQuAD", "afrimedqa": "AfriMed-QA"}
 EXPECTED = {"aligned": "better", "preshifted": "worse"}
 SUMMARY = ("validation_loss", "perplexity", "rouge2", "rougeL", "bleu", "token_f1", "bertscore_f1")
 
@@ -30,6 +30,8 @@ def label(name: str) -> str:
     """What a name of the code is called in tables and figures: `base` is "untuned", `rouge2` "ROUGE-2 F1"."""
     return LABELS.get(name, name)
 
+
+label_run = label
 
 def format_number(value: float) -> str:
     """Three significant digits, "-" for none: 0.104, 3.56, 1,747."""

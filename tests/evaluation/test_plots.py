@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import same_color
 
-from medqa_lib.evaluation import forests, plots
+from medqa_lib.evaluation import plots
 
 
 def make_comparison(verdicts=("no difference", "better")):
@@ -29,7 +29,7 @@ def ticks(panel, axis="y"):
 
 
 def test_plot_changes_has_a_panel_per_run_and_a_row_per_metric():
-    figure = forests.plot_changes(make_comparison())
+    figure = plots.plot_changes(make_comparison())
     first, second = figure.axes
     assert (first.get_title(), second.get_title()) == ("exp_003", "exp_004")
     assert ticks(first) == ["ROUGE-1 F1", "BLEU (0-100)"]  # readability is no quality
@@ -42,7 +42,7 @@ def test_plot_changes_has_a_panel_per_run_and_a_row_per_metric():
 
 def test_plot_changes_marks_what_the_report_says_of_the_same_run():
     reported = {"exp_004": {"bleu": 223.28, "rouge2": 1.0}, "exp_001": {"bleu": 114.61}}
-    first, second = forests.plot_changes(make_comparison(), reported=reported).axes
+    first, second = plots.plot_changes(make_comparison(), reported=reported).axes
     crosses = [[line.get_xydata().tolist() for line in panel.lines if line.get_marker() == "x"] for panel in (first, second)]
     assert crosses == [[[]], [[[223.28, 1.0]]]]
 
@@ -108,7 +108,7 @@ def test_plot_score_distributions_shows_every_run_and_metric_that_is_there():
 @pytest.mark.parametrize(("bleu", "agrees"), [(41.0, "correct"), (44.0, None)])
 def test_plot_ablation_names_the_policies_whose_intervals_hold_the_report(bleu, agrees):
     comparison = make_comparison().replace({"run": {"exp_003": "preshifted", "exp_004": "aligned"}})
-    figure = forests.plot_ablation(comparison, {"rouge1": 9.0, "bleu": bleu})
+    figure = plots.plot_ablation(comparison, {"rouge1": 9.0, "bleu": bleu})
     assert ticks(figure.axes[0]) == ["shifted twice", "correct"]
     assert intervals(figure.axes[1])[:2] == [[-11, -5], [37, 43]]
     assert bleu in [line.get_xdata()[0] for line in figure.axes[1].lines]
@@ -118,7 +118,7 @@ def test_plot_ablation_names_the_policies_whose_intervals_hold_the_report(bleu, 
 def test_plot_slices_names_the_largest_gain():
     row = {"metric": "rouge2", "ci_low": 0.01, "ci_high": 0.2, "verdict": "better", "n": 10, "family": 2}
     slices = pd.DataFrame([{**row, "slice": "afrimedqa", "delta": 0.122}, {**row, "slice": "medquad", "delta": 0.034}])
-    figure = forests.plot_slices(slices, "exp_004")
+    figure = plots.plot_slices(slices, "exp_004")
     assert ticks(figure.axes[0]) == ["AfriMed-QA (n = 10)", "MedQuAD (n = 10)"]
     assert "AfriMed-QA: +0.122" in figure.get_suptitle()
 
@@ -127,7 +127,7 @@ def test_save_figure_writes_an_opaque_png_and_adds_to_the_caption(tmp_path, monk
     from matplotlib.image import imread
 
     monkeypatch.setenv("MEDQA_HOME", str(tmp_path))
-    figure = forests.plot_changes(make_comparison())
+    figure = plots.plot_changes(make_comparison())
     before = figure.get_supxlabel()
     path = plots.save_figure(figure, "changes", "a model, n = 3")
     assert path == tmp_path / "figures" / "changes.png" and figure.get_supxlabel() == f"{before}\na model, n = 3"

@@ -179,6 +179,6 @@ def test_evaluate_run_keeps_its_answers_when_the_encoder_cannot_be_fetched(
     answers = (tmp_path / "answers" / "smoke-llama" / "base.jsonl").read_bytes()
     assert answers.count(b"\n") >= SMOKE.test_questions and not list(tmp_path.glob("results/*/*/metrics.json"))
     cache_roberta()
-    monkeypatch.setattr(generation, "_generate_batches", None)  # calling it would fail
+    monkeypatch.setattr(generation, "_choose_decoder", None)  # calling it would fail
     assert 0 < evaluate().metrics["bertscore_f1"] <= 1
     assert (tmp_path / "answers" / "smoke-llama" / "base.jsonl").read_bytes() == answers

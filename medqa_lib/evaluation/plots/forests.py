@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medqa_lib.evaluation.plots import ACROSS, BLUE, color_run, describe_n, finish
+from medqa_lib.evaluation.plots.style import ACROSS, BLUE, color_run, describe_n, finish
 from medqa_lib.evaluation.tables import label
 
 SHARED_METRICS = ("rouge1", "rouge2", "rougeL", "bleu", "token_f1", "bertscore_f1")

@@ -1,13 +1,9 @@
-"""DataFrame -> Figure whose title states the finding. Okabe-Ito colours, a white page, units on every axis.
-
-A figure is returned closed, so a notebook shows it once: as the last expression of its cell.
-"""
+"""Runs: their losses, the policy table, their scores' distributions, the trials of a search."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,45 +12,23 @@ import seaborn as sns
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from medqa_lib.config import EXPERIMENTS, POLICIES, home_dir
+from medqa_lib.evaluation.plots.style import (
+    ACROSS,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    POLICY_COLORS,
+    SKY,
+    STYLE,
+    VERMILION,
+    color_run,
+    describe_n,
+    finish,
+)
 from medqa_lib.evaluation.tables import format_number, label
 
-# Okabe and Ito's palette: told apart with every common form of colour blindness.
-BLUE, SKY, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
-GREY = "#666666"
-POLICY_COLORS = {"preshifted": VERMILION, "aligned": BLUE}
 LINES = {"exp_002": "--", "exp_003": "-.", "exp_005": "--"}
-STYLE = {
-    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
-    "text.color": "black", "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10,
-    "legend.fontsize": 9, "figure.titleweight": "bold", "figure.titlesize": 12, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD", "axes.axisbelow": True,
-}
-ACROSS = STYLE | {"axes.grid.axis": "x"}
-
-
-def save_figure(figure: Figure, name: str, about: str = "", folder: Path | None = None) -> Path:
-    """Write FOLDER/NAME.png (by default `figures` in the home folder) and return its path.
-
-    Args:
-        about: what was measured on what (`results.describe_origin`); it is added to the caption.
-    """
-    if about:
-        finish(figure, f"{figure.get_supxlabel()}\n{about}".strip())
-    path = Path(folder or home_dir() / "figures") / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    return path
-
-
-def finish(figure: Figure, caption: str, title: str = "") -> Figure:
-    """Put the title above and the caption below, and close the figure."""
-    if title:
-        figure.suptitle(textwrap.fill(title, 85), x=0.01, ha="left")
-    lines = "\n".join(textwrap.fill(line, 150) for line in caption.split("\n"))
-    figure.supxlabel(lines, fontsize=8.5, color="#333333", x=0.01, ha="left")
-    plt.close(figure)
-    return figure
 
 
 @plt.rc_context(STYLE)
@@ -152,51 +126,6 @@ def plot_score_distributions(scores: pd.DataFrame,
 
 
 @plt.rc_context(ACROSS)
-def plot_funnel(funnel: pd.DataFrame) -> Figure:
-    """Rows removed by the five largest cleaning steps and by all others together.
-
-    Args:
-        funnel: step, rows, removed; one row per step in order, the raw rows first.
-    """
-    removed = funnel.set_index("step")["removed"].loc[lambda rows: rows > 0].sort_values(ascending=False)
-    bars = removed[:5].to_dict()
-    if len(removed) > 5:
-        bars[f"{len(removed) - 5} other steps"] = removed[5:].sum()
-    figure, panel = plt.subplots(figsize=(9, 1.4 + 0.32 * len(bars)))
-    panel.bar_label(panel.barh(list(bars), list(bars.values()), color=ORANGE), fmt="{:,.0f}", padding=4)
-    panel.invert_yaxis()
-    panel.set(xlabel="Rows removed")
-    panel.xaxis.set_major_formatter("{x:,.0f}")
-    share = removed[:3].sum() / max(removed.sum(), 1)
-    title = (f"{funnel['rows'].iloc[-1]:,} of {funnel['rows'].iloc[0]:,} rows are kept; "
-             f"{min(3, len(removed))} steps remove {share:.0%} of the rest")
-    return finish(figure, "Steps that only change rows are not drawn.", title)
-
-
-@plt.rc_context(STYLE)
-def plot_lengths(lengths: pd.DataFrame, limit_tokens: int) -> Figure:
-    """Histogram of example lengths, a panel per source, with the length at which training cuts.
-
-    Args:
-        lengths: source and tokens (prompt, answer and EOS), one row per pair.
-    """
-    sources = lengths.groupby("source", sort=False)["tokens"]
-    figure, panels = plt.subplots(1, len(sources), figsize=(9, 3.4), sharex=True, squeeze=False)
-    ticks = [64, 128, 256, 512, 1024]
-    for panel, (source, tokens) in zip(panels[0], sources, strict=True):
-        sns.histplot(tokens, ax=panel, bins=40, log_scale=True, color=BLUE, alpha=1)
-        panel.axvline(limit_tokens, color=VERMILION, linestyle="--")
-        panel.minorticks_off()
-        panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        panel.set(xlabel="Tokens (log scale)", ylabel="Pairs")
-        panel.set_title(f"{label(source)}: {len(tokens):,} pairs, median {tokens.median():.0f}, "
-                        f"{(tokens > limit_tokens).mean():.1%} longer")
-    caption = f"Prompt, answer and EOS together. Dashed: the limit of {limit_tokens} tokens in training."
-    share = (lengths["tokens"] > limit_tokens).mean()
-    return finish(figure, caption, f"{share:.1%} of the pairs are longer than {limit_tokens} tokens")
-
-
-@plt.rc_context(ACROSS)
 def plot_search(table: pd.DataFrame, noise: float = 0.002) -> Figure:
     """Validation loss of every trial of a search, sorted within its round; failed trials as text.
 
@@ -226,12 +155,6 @@ def plot_search(table: pd.DataFrame, noise: float = 0.002) -> Figure:
     return finish(figure, caption, "Learning rate and adapted layers matter, the rest is noise")
 
 
-def color_run(run: str) -> str:
-    """By labels: blue where they are correct, vermilion where shifted twice, green for other policies."""
-    policy = EXPERIMENTS[run].label_policy if run in EXPERIMENTS else run
-    return POLICY_COLORS.get(policy, GREEN if policy in POLICIES else GREY)
-
-
 def _label_ends(panel, ends: dict[str, tuple[float, float]]) -> None:
     """Write each run's name at the end of its line; names that would touch move up."""
     gap, height = 0.06 * np.subtract(*panel.get_ylim()[::-1]), -np.inf
@@ -239,8 +162,3 @@ def _label_ends(panel, ends: dict[str, tuple[float, float]]) -> None:
         height = max(loss, height + gap)
         panel.annotate(f" {label(run)}", (step, height), va="bottom" if run == "base" else "center",
                        fontsize=9, color=color_run(run))
-
-
-def describe_n(sizes: pd.Series) -> str:
-    low, high = int(sizes.min()), int(sizes.max())
-    return f"n = {low:,} test questions" if low == high else f"n = {low:,} to {high:,} test questions"
