@@ -171,14 +171,19 @@ def find_finished(folder: Path, identity: dict) -> RunResult | None:
     return run
 
 
-def describe_origin(runs: Iterable[RunResult]) -> str:
-    """Model, sizes, GPU and date of runs, in words: what a table or figure of them must be labelled with."""
+def describe_origin(runs: Iterable[RunResult], size: str = "n_test") -> str:
+    """Model, sizes, GPU and date of runs, in words: what a table or figure of them must be labelled with.
+
+    Args:
+        size: "n_test", or "n_validation" for losses.
+    """
     runs = list(runs)
 
     def join(values: Iterable) -> str:
         return " / ".join(sorted(set(values)))
 
     models = join(run.config["identity"]["model"] for run in runs)
-    sizes = join(f"{run.metrics['n_test']:,}" for run in runs)
+    sizes = join(f"{run.metrics[size]:,}" for run in runs)
+    what = {"n_test": "test questions", "n_validation": "validation pairs"}[size]
     gpus, dates = join(run.config["gpu"] for run in runs), join(run.config["date"] for run in runs)
-    return f"{models}, n = {sizes} test questions, GPU {gpus}, {dates}"
+    return f"{models}, n = {sizes} {what}, GPU {gpus}, {dates}"
