@@ -229,17 +229,15 @@ def small_encoder(tmp_path, monkeypatch):
 def test_score_answers_equals_bert_score(small_encoder):
     import bert_score
 
-    full = [row for row, pair in enumerate(PAIRS) if all(pair)]
+    predictions, references = PREDICTIONS[:70], REFERENCES[:70]  # more than two batches
+    full = [row for row, pair in enumerate(PAIRS[:70]) if all(pair)]
     expected = bert_score.score(
-        [PREDICTIONS[row] for row in full],
-        [REFERENCES[row] for row in full],
-        str(small_encoder),
-        num_layers=5,
+        [predictions[row] for row in full], [references[row] for row in full], str(small_encoder), num_layers=5
     )[2]
-    found = metrics.score_answers(PREDICTIONS, REFERENCES, encoder="all-minilm-l6-v2")["bertscore_f1"]
+    found = metrics.score_answers(predictions, references, encoder="all-minilm-l6-v2")["bertscore_f1"]
     np.testing.assert_allclose(found[full], expected.numpy(), atol=1e-5)
     assert list(found.drop(index=full)) == [0, 0, 0]
-    assert found[full].nunique() > 100
+    assert found[full].nunique() > 50
 
 
 def test_score_answers_with_a_cached_encoder_needs_no_network(cache_roberta, monkeypatch):
@@ -256,16 +254,16 @@ def test_score_answers_with_a_cached_encoder_needs_no_network(cache_roberta, mon
         "getaddrinfo",
         lambda host, *args, **kwargs: looked_up.append(host) or look_up(host, *args, **kwargs),
     )
-    found = metrics.score_answers(PREDICTIONS[7:40], REFERENCES[7:40], encoder="roberta-large")[
+    found = metrics.score_answers(PREDICTIONS[7:24], REFERENCES[7:24], encoder="roberta-large")[
         "bertscore_f1"
     ]
     assert looked_up == ["127.0.0.1"], (
         "asked once whether the Hub answers; no library tries again, file by file, for half a minute each"
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    expected = bert_score.score(PREDICTIONS[7:40], REFERENCES[7:40], "roberta-large", num_layers=17)[2]
+    expected = bert_score.score(PREDICTIONS[7:24], REFERENCES[7:24], "roberta-large", num_layers=17)[2]
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
-    assert found.nunique() > 20
+    assert found.nunique() > 10
 
 
 def test_evaluate_loads_panel_offline(tmp_path, monkeypatch):

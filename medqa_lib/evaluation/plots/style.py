@@ -41,7 +41,7 @@ def save_figure(figure: Figure, name: str, about: str = "", folder: Path | None 
 def finish(figure: Figure, caption: str, title: str = "") -> Figure:
     """Put the title above and the caption below, and close the figure."""
     if title:
-        figure.suptitle(textwrap.fill(title, 85), x=0.01, ha="left")
+        figure.suptitle(textwrap.fill(title, 92), x=0.01, ha="left")
     lines = "\n".join(textwrap.fill(line, 150) for line in caption.split("\n"))
     figure.supxlabel(lines, fontsize=8.5, color="#333333", x=0.01, ha="left")
     plt.close(figure)
