@@ -17,6 +17,7 @@ from pathlib import Path
 
 QKV = ("q_proj", "k_proj", "v_proj")
 ALL_LINEAR = (*QKV, "o_proj", "gate_proj", "up_proj", "down_proj")
+DRIVE, SCRATCH = Path("/content/drive"), Path("/content/medqa_scratch")  # in Colab
 POLICIES = ("aligned", "preshifted", "full_sequence", "padding_supervised", "no_eos")
 
 
@@ -152,6 +153,12 @@ def home_dir() -> Path:
     checkout = Path(__file__).parents[1]
     default = (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
     return Path(os.environ.get("MEDQA_HOME") or default).expanduser().resolve()
+
+
+def scratch_dir(home: Path) -> Path:
+    """Where checkpoints are saved first: a local disk if the home is on Colab's Drive, else the home itself."""
+    home = Path(home).expanduser().resolve()
+    return SCRATCH / home.relative_to(DRIVE) if home.is_relative_to(DRIVE) else home
 
 
 def read_settings() -> dict:

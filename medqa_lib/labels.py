@@ -1,4 +1,4 @@
-"""Label policies: which tokens the loss sees, and shifted by whom.
+"""Label policies: which tokens the loss sees, and who shifts them.
 
 The target of position t is token t + 1. `LlamaForCausalLM` does that shift inside its loss, so labels must be aligned
 with the input ids. Labels that are shifted beforehand are shifted twice: position t then learns token t + 2.
@@ -7,20 +7,16 @@ with the input ids. Labels that are shifted beforehand are shifted twice: positi
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import torch
 
 from medqa_lib.config import POLICIES
 from medqa_lib.prompts import TEMPLATE, escape_special_tokens, format_prompt, strip_eos
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 RESPONSE = TEMPLATE.partition("{question}")[2]  # what stands in front of every answer
 IGNORE_INDEX = -100  # what the loss leaves out: torch's default
@@ -37,7 +33,8 @@ _SENTENCE_END = re.compile(r"(?<!\s\d)(?<!\s\d\d)(?<!\bDr)(?<!\bvs)(?<!e\.g)(?<!
 _BATCH_ROWS = 1000
 
 
-def label_ids(input_ids: list[int], prompt_tokens: int, policy: str = "aligned", eos_token_id: int | None = None) -> list[int]:
+def label_ids(input_ids: list[int], prompt_tokens: int, policy: str = "aligned",
+              eos_token_id: int | None = None) -> list[int]:
     """Labels of one unpadded example, as long as the example.
 
     Args:
@@ -67,13 +64,29 @@ def label_ids(input_ids: list[int], prompt_tokens: int, policy: str = "aligned",
     return labels
 
 
-def encode_example(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, max_length: int, policy: str = "aligned",
-                   truncation: str = "sentence") -> dict[str, list[int]]:
+def make_collator(tokenizer: PreTrainedTokenizerBase, policy: str = "aligned",
+                  max_length: int | None = None) -> DataCollatorForSeq2Seq:
+    """transformers' collator: input_ids, attention_mask and labels, (B, T) each, padded on the right.
+
+    Padding is labelled by its position, not by its id: the pad token often is EOS, which must stay supervised.
+    Policy `padding_supervised` makes a known mistake: all rows have max_length, and padding is learned as EOS.
+    """
+    from transformers import DataCollatorForSeq2Seq
+
+    if policy == "padding_supervised":
+        return DataCollatorForSeq2Seq(tokenizer, padding="max_length", max_length=max_length,
+                                      label_pad_token_id=tokenizer.eos_token_id)
+    return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8, label_pad_token_id=IGNORE_INDEX)
+
+
+def encode_example(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, max_length: int,
+                   policy: str = "aligned", truncation: str = "sentence") -> dict[str, list[int]]:
     """Prompt, answer and EOS as {"input_ids", "labels"}: lists of at most max_length ids, unpadded.
 
     Prompt and answer are tokenised together: apart, a Llama tokenizer would put a space before the answer.
-    Truncation: `cut` ends mid-answer without EOS, `drop` refuses the row, `sentence` ends at the last sentence that fits
-    and closes with EOS (if not even the first one fits, it does as `cut`: an EOS there would teach to stop mid-sentence).
+    Truncation: `cut` ends mid-answer without EOS, `drop` refuses the row, `sentence` ends at the last sentence that
+    fits and closes with EOS. If not even the first one fits, `sentence` does as `cut`: an EOS would teach to stop
+    mid-sentence.
 
     Raises:
         ValueError: unknown policy or truncation, or the row cannot be used; the message says why.
@@ -86,13 +99,13 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, question: str, answer: st
 
 def encode_split(tokenizer: PreTrainedTokenizerBase, split: Dataset, max_length: int, policy: str = "aligned",
                  truncation: str = "sentence") -> tuple[Dataset, dict[str, int]]:
-    """Every row of a split as `encode_example` does it, in batches; a row that cannot be used is counted, not silently lost.
+    """Every row of a split as `encode_example` encodes it. Rows that cannot be used are counted, not silently lost.
 
     Args:
         split: has columns question, answer and perhaps source.
     Returns:
-        (Dataset with input_ids, labels and source; counts). counts has rows, kept, tokens, supervised_tokens and the rows of each
-        outcome: whole, cut_at_sentence, cut_mid_answer and the keys of `UNUSABLE` that occurred.
+        (Dataset with input_ids, labels and source; counts). counts has rows, kept, tokens, supervised_tokens and the
+        rows of each outcome: whole, cut_at_sentence, cut_mid_answer and the keys of `UNUSABLE` that occurred.
     Raises:
         ValueError: unknown policy or truncation, or no row is left.
     """
@@ -119,7 +132,7 @@ def encode_split(tokenizer: PreTrainedTokenizerBase, split: Dataset, max_length:
 
 
 def _encode_batch(tokenizer, questions, answers, max_length: int, truncation: str) -> list[tuple[list[int], int, str]]:
-    """(ids with EOS, prompt tokens, outcome) of each row; ids of an unusable row are of no use."""
+    """(ids with EOS, prompt tokens, outcome) of each row; ids of an unusable row have no meaning."""
     if truncation not in TRUNCATIONS:
         raise ValueError(f"Unknown truncation {truncation!r}; expected one of {', '.join(TRUNCATIONS)}.")
     prompts = [format_prompt(question) for question in questions]
@@ -131,27 +144,22 @@ def _encode_batch(tokenizer, questions, answers, max_length: int, truncation: st
     controls = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     encoded = []
     for row, (question, answer, prompt_ids, ids) in enumerate(zip(questions, answers, prompt_rows, rows, strict=True)):
-        outcome = _reason_unusable(controls, question, answer, prompt_ids, ids, max_length) or "whole"
-        if outcome == "whole" and len(ids) >= max_length:
+        outcome = "whole"
+        if not question.strip() or not answer:
+            outcome = "empty"
+        elif len(prompt_ids) + 2 > max_length:  # one answer token and EOS must fit
+            outcome = "prompt_too_long"
+        elif ids[:len(prompt_ids)] != prompt_ids:
+            outcome = "prompt_not_prefix"
+        elif not controls.isdisjoint(ids[1:]):
+            outcome = "control_token"
+        elif len(ids) >= max_length:
             tokens, outcome = _tokens_to_keep(encoding, row, len(prompts[row]), answer, max_length, truncation)
             ids = ids[:tokens]
         if outcome != "cut_mid_answer":
             ids = [*ids, tokenizer.eos_token_id]
         encoded.append((ids, len(prompt_ids), outcome))
     return encoded
-
-
-def _reason_unusable(controls: set, question: str, answer: str, prompt_ids: list[int], ids: list[int], max_length: int) -> str | None:
-    """The key in UNUSABLE of what is wrong with a row's ids (without EOS), or None."""
-    if not question.strip() or not answer:
-        return "empty"
-    if len(prompt_ids) + 2 > max_length:  # one answer token and EOS must fit
-        return "prompt_too_long"
-    if ids[:len(prompt_ids)] != prompt_ids:
-        return "prompt_not_prefix"
-    if not controls.isdisjoint(ids[1:]):
-        return "control_token"
-    return None
 
 
 def _tokens_to_keep(encoding, row: int, prompt_chars: int, answer: str, max_length: int, truncation: str) -> tuple[int, str]:
@@ -168,66 +176,6 @@ def _tokens_to_keep(encoding, row: int, prompt_chars: int, answer: str, max_leng
     return max_length, "cut_mid_answer"
 
 
-@dataclass
-class PaddingCollator:
-    """Examples to one right-padded batch: input_ids, attention_mask and labels, each (B, T).
-
-    Labels are padded with IGNORE_INDEX, whatever the pad token is: TinyLlama's is EOS, and masking by id would unteach
-    stopping. Policy `padding_supervised` makes just the classic mistake: fixed length, padding supervised as EOS.
-
-    Args:
-        max_length: the fixed length of `padding_supervised`; an example that is longer is an error under every policy.
-        pad_to_multiple_of: T is rounded up to it under the other policies.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    policy: str = "aligned"
-    max_length: int | None = None
-    pad_to_multiple_of: int = 8
-
-    def __post_init__(self):
-        if self.policy not in POLICIES:
-            raise ValueError(f"Unknown label policy {self.policy!r}; expected one of {', '.join(POLICIES)}.")
-        if self.policy == "padding_supervised" and self.max_length is None:
-            raise ValueError("Policy 'padding_supervised' pads to a fixed length: give max_length.")
-
-    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        """The batch of examples with lists input_ids and labels.
-
-        Raises:
-            ValueError: an example is longer than max_length.
-        """
-        length = max(len(example["input_ids"]) for example in examples)
-        if self.max_length is not None and length > self.max_length:
-            raise ValueError(f"An example has {length} tokens, more than max_length {self.max_length}; encode it with that max_length.")
-        pad, label = self.tokenizer.pad_token_id, IGNORE_INDEX
-        if self.policy == "padding_supervised":
-            length, pad, label = self.max_length, self.tokenizer.eos_token_id, self.tokenizer.eos_token_id
-        else:
-            length = math.ceil(length / self.pad_to_multiple_of) * self.pad_to_multiple_of
-        shape = (len(examples), length)
-        batch = {"input_ids": torch.full(shape, pad), "attention_mask": torch.zeros(shape, dtype=torch.long),
-                 "labels": torch.full(shape, label)}
-        for row, example in enumerate(examples):
-            tokens = len(example["input_ids"])
-            batch["input_ids"][row, :tokens] = torch.tensor(example["input_ids"])
-            batch["attention_mask"][row, :tokens] = 1
-            batch["labels"][row, :tokens] = torch.tensor(example["labels"])
-        return batch
-
-
-def pad_supervised(examples, length: int, eos_token_id: int):
-    """The rows of `padding_supervised` as its collator makes them, for a collator that does not pad: (length,) ids and labels."""
-    from datasets import Dataset
-
-    filled = {"input_ids": [], "labels": [], "source": list(examples["source"])}
-    for example in examples:
-        padding = [eos_token_id] * (length - len(example["input_ids"]))
-        filled["input_ids"].append(example["input_ids"] + padding)
-        filled["labels"].append(example["labels"] + padding)
-    return Dataset.from_dict(filled)
-
-
 # What each policy is to `audit`, which knows no policies: the faults it finds in such labels.
 POLICY_FAULTS = {"aligned": set(), "preshifted": {"double_shift"}, "full_sequence": {"prompt_supervised"},
                  "padding_supervised": {"padding_supervised"}, "no_eos": {"no_eos"}}
@@ -237,7 +185,7 @@ def audit_policy(model, tokenizer, examples, collator=None) -> dict:
     """`audit.audit_batches` of encoded examples, and `policy`: the name of what was found, None if no policy is like that."""
     from medqa_lib import audit
 
-    report = audit.audit_batches(examples, collator or PaddingCollator(tokenizer), tokenizer, model, RESPONSE)
+    report = audit.audit_batches(examples, collator or make_collator(tokenizer), tokenizer, model, RESPONSE)
     policy = next((name for name, faults in POLICY_FAULTS.items() if faults == set(report["faults"])), None)
     return report | {"policy": policy}
 

@@ -1,4 +1,4 @@
-"""Tokenizer, 4-bit base model, LoRA adapter and the merged model that evaluation uses."""
+"""The LoRA setup: tokenizer, 4-bit base model, LoRA adapter, and the merged model that evaluation uses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from medqa_lib.config import LoraSettings, Profile
+from medqa_lib.reasons import hub_reason
 from medqa_lib.standin import hub_answers, model_path
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
 
+@functools.cache
+def cache_argument() -> str:
+    """What `forward` calls the keys and values of earlier tokens: `cache`, before transformers 5.24 `past_key_values`."""
+    from transformers import LlamaForCausalLM
+
+    return "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+
+
 def load_tokenizer(profile: Profile | None = None) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, with EOS as padding where it has none (the collator never supervises padding).
 
@@ -33,33 +42,9 @@ def load_tokenizer(profile: Profile | None = None) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    path = model_path(profile)
-    tokenizer = _from_pretrained(AutoTokenizer, path)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = _from_pretrained(AutoTokenizer, model_path(profile))
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
-
-
-@functools.cache
-def cache_argument() -> str:
-    """What `forward` calls the keys and values of earlier tokens: `cache` from transformers 5.24 on, before it `past_key_values`."""
-    from transformers import LlamaForCausalLM
-
-    return "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
-
-
-def check_eos_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Stop unless the tokenizer's end token, which training appends and generation stops at, is one that ends the model's own answers.
-
-    Raises:
-        ValueError: it is another one; the message names both.
-    """
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own]
-    if own != [None] and tokenizer.eos_token_id not in own:
-        raise ValueError(f"The tokenizer's end token is {tokenizer.eos_token!r} ({tokenizer.eos_token_id}), the model's is "
-                         f"{', '.join(f'{tokenizer.convert_ids_to_tokens(token)!r} ({token})' for token in own)}. The untuned model would "
-                         "never stop, and tuning would teach another end than its own. Correct eos_token in the tokenizer's files.")
 
 
 def load_base_model(profile: Profile | None = None, quantized: bool = True) -> PreTrainedModel:
@@ -70,17 +55,17 @@ def load_base_model(profile: Profile | None = None, quantized: bool = True) -> P
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    dtype = compute_dtype()
     options = {}
     if quantized:
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype())
     device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
-    model = _from_pretrained(AutoModelForCausalLM, model_path(profile), dtype=dtype, device_map={"": device},
-                             attn_implementation="sdpa", **options)
+    model = _from_pretrained(AutoModelForCausalLM, model_path(profile), dtype=compute_dtype(),
+                             device_map={"": device}, attn_implementation="sdpa", **options)
     for module in model.modules() if device == "cpu" else ():
-        # On a CPU with AVX512-BF16 bitsandbytes would repack the weights at the first forward pass without gradients and compute in
-        # bfloat16; `dequantize` does not know that layout and would return other weights, without an error.
+        # On a CPU with AVX512-BF16 bitsandbytes would repack the weights at the first forward pass without
+        # gradients. `dequantize` does not know that layout and would return other weights, without an error.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     model.config.use_cache = False  # a training default; generation asks for its cache itself
@@ -93,32 +78,46 @@ def _from_pretrained(auto_class, path: str, **options):
     if not Path(path).exists() and not hub_answers():
         print(f"The Hub does not answer: {path} is taken from the cache.")
         options["local_files_only"] = True
-    logging.disable_progress_bar()  # its widgets keep a notebook from rendering on GitHub; downloads still show theirs
+    logging.disable_progress_bar()  # its widgets keep a notebook from rendering on GitHub; downloads show theirs
     try:
-        return auto_class.from_pretrained(path, **options)
+        return auto_class.from_pretrained(path, trust_remote_code=False, **options)
     except OSError as error:
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        raise RuntimeError(f"{path!r} could not be loaded: {reason} Check the network, the name in MEDQA_MODEL and, for a gated "
-                           "model, that you are logged in (notebook 01); then run again. Files already fetched are kept.") from None
+        raise RuntimeError(f"{path!r} could not be loaded: {hub_reason(error)}. Run again; files already fetched are "
+                           "kept. The model's name is in notebook 00's settings or MEDQA_MODEL.") from None
+
+
+def check_eos_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Stop unless the tokenizer's EOS, which training appends, is one that ends the model's own answers.
+
+    Raises:
+        ValueError: it is another one; the message names both.
+    """
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    if own != [None] and tokenizer.eos_token_id not in own:
+        names = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in own)
+        raise ValueError(f"The tokenizer's EOS is {tokenizer.eos_token!r} ({tokenizer.eos_token_id}), the model's is "
+                         f"{names}. The untuned model would never stop. Correct eos_token in the tokenizer's files.")
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 42) -> PeftModel:
-    """Freeze the model and add a LoRA adapter; the same seed gives the same start in every experiment.
+    """Freeze the model and add a LoRA adapter in float32; the same seed gives the same start in every experiment.
 
-    The adapter is kept in float32. Embeddings, norms and head stay in the compute dtype, unlike after
-    `prepare_model_for_kbit_training`, which costs a fifth more memory for activations and changes nothing here.
+    Embeddings, norms and head stay in the compute dtype. `prepare_model_for_kbit_training` would make them float32,
+    which takes a fifth more memory for activations and changes nothing here.
     """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, bias=settings.bias,
-                        target_modules=list(settings.target_modules), use_rslora=settings.use_rslora, use_dora=settings.use_dora,
-                        task_type="CAUSAL_LM", revision=getattr(model.config, "_commit_hash", None))  # the Hub's, if it came from there
+    config = LoraConfig(r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
+                        bias=settings.bias, target_modules=list(settings.target_modules),
+                        use_rslora=settings.use_rslora, use_dora=settings.use_dora, task_type="CAUSAL_LM",
+                        revision=getattr(model.config, "_commit_hash", None))  # the Hub's, if it came from there
     torch.manual_seed(seed)
     return get_peft_model(model, config)
 
 
-def trainable_share(model: PreTrainedModel) -> tuple[int, float]:
-    """Trainable parameters and their share of all; a 4-bit weight counts as the parameters it stands for, not as its bytes."""
+def trainable_share(model: PeftModel) -> tuple[int, float]:
+    """Trainable parameters and their share of all; a 4-bit weight counts as the parameters it stands for."""
     trainable, total = model.get_nb_trainable_parameters()
     return trainable, trainable / total
 
@@ -127,8 +126,8 @@ def load_merged(adapter_dir: str | Path | None = None, profile: Profile | None =
                 base: PreTrainedModel | None = None) -> PreTrainedModel:
     """The model that evaluation uses: NF4 base dequantised to the compute dtype, then the adapter merged into it.
 
-    In this order merging adds a relative logit error of 0.010; merging into the original weights adds 0.21, since the adapter
-    was trained on the quantised ones, and merging in 4 bits 0.18.
+    In this order merging adds a relative logit error of 0.010. Merging into the original weights adds 0.21, since the
+    adapter was trained on the quantised ones, and merging in 4 bits 0.18.
 
     Args:
         base: an NF4 base that is in memory already; it is changed in place.

@@ -52,7 +52,7 @@ def hub_reason(error: BaseException, site: str = "the Hub") -> str:
         return CUT
     if _NO_CONNECTION.intersection(names):
         return f"no connection to {site}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:200]}"  # more may hold a token
 
 
 def hub_answers() -> bool:

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
 from torch.nn.functional import cross_entropy, one_hot, pad
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -30,10 +29,9 @@ from medqa_lib import audit
 from medqa_lib.config import POLICIES
 from medqa_lib.labels import (
     IGNORE_INDEX,
-    PaddingCollator,
     audit_policy,
     encode_example,
-    pad_supervised,
+    make_collator,
     require_policy,
 )
 
@@ -116,8 +114,8 @@ def encode_cut(tokenizer, policy="aligned"):
 
 
 def collate(tokenizer, change):
-    """A PaddingCollator whose batches `change` alters."""
-    return lambda examples: change(PaddingCollator(tokenizer)(examples))
+    """A make_collator whose batches `change` alters."""
+    return lambda examples: change(make_collator(tokenizer)(examples))
 
 
 def random_batch(rows=3, tokens=12):
@@ -274,7 +272,7 @@ def test_the_audit_leaves_model_and_random_state_alone(llama_like):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_each_policy_is_named(llama_like, policy, model):
     report = audit_policy(
-        model and tiny_llama(), llama_like, encode(llama_like, policy), PaddingCollator(llama_like, policy, 64)
+        model and tiny_llama(), llama_like, encode(llama_like, policy), make_collator(llama_like, policy, 64)
     )
     assert report["policy"] == policy
     require_policy(report, policy)
@@ -369,12 +367,6 @@ def test_flattened_batches(llama_like, policy):
     assert audit_policy(tiny_llama(), llama_like, examples, DataCollatorWithFlattening())["policy"] == policy
 
 
-def test_padding_that_is_part_of_the_rows(llama_like):
-    rows = pad_supervised(Dataset.from_list(encode(llama_like)), 64, eos_token_id=2)
-    report = audit_policy(tiny_llama(), llama_like, rows, DataCollatorWithFlattening())
-    assert report["policy"] == "padding_supervised" and report["eos_share"] == 1
-
-
 def test_labels_of_another_ignore_index(llama_like):
     collator = collate(llama_like, lambda batch: batch | {"labels": batch["labels"].masked_fill(batch["labels"] == _, 0)})
     report = audit_policy(tiny_llama(), llama_like, encode(llama_like), collator)
@@ -394,9 +386,9 @@ def test_rows_without_targets_and_reversed_labels(llama_like):
 
 
 def test_without_a_known_prompt_only_what_can_be_known_is_judged(llama_like):
-    report = audit.audit_batches(encode(llama_like), PaddingCollator(llama_like), llama_like)
+    report = audit.audit_batches(encode(llama_like), make_collator(llama_like), llama_like)
     assert report["faults"] == [] and report["prompt_share"] is None
-    report = audit.audit_batches(encode(llama_like), PaddingCollator(llama_like), llama_like, response="[/INST]")
+    report = audit.audit_batches(encode(llama_like), make_collator(llama_like), llama_like, response="[/INST]")
     assert report["notes"] and report["faults"] == []
 
 
@@ -471,7 +463,7 @@ def test_callback_finds_a_mean_of_means_where_it_matters(tmp_path, llama_like):
 def test_what_the_trainer_logs_is_the_cross_entropy_by_hand(tmp_path, llama_like):
     """Independent of the audit: every supervised token of a step counts the same, over micro-batches of unequal size."""
     trainer = train(tmp_path, llama_like, steps=3)  # all six rows in one step
-    batch = PaddingCollator(llama_like)(encode(llama_like))
+    batch = make_collator(llama_like)(encode(llama_like))
     with torch.no_grad():
         logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     by_hand = mean_loss(logits[:, :-1], batch["labels"][:, 1:])
@@ -557,5 +549,5 @@ def test_real_weights_agree_with_each_policy():
     }
     for policy in POLICIES:
         examples = [encode_example(tokenizer, *pair, 96, policy) for pair in questions.items()]
-        report = audit_policy(model, tokenizer, examples, PaddingCollator(tokenizer, policy, 96))
+        report = audit_policy(model, tokenizer, examples, make_collator(tokenizer, policy, 96))
         assert report["policy"] == policy and report["likeliest"] == report["offset"]

@@ -4,7 +4,7 @@ from datasets import Dataset
 
 from medqa_lib import labels
 from medqa_lib.config import POLICIES
-from medqa_lib.labels import IGNORE_INDEX, PaddingCollator, encode_example, encode_split, label_ids
+from medqa_lib.labels import IGNORE_INDEX, encode_example, encode_split, label_ids, make_collator
 from medqa_lib.prompts import encode_prompt
 
 PROMPT = " ### Instruction:\nQ?\n\n### Response:\n"
@@ -39,8 +39,6 @@ def test_label_ids_without_prompt_or_answer_is_an_error(prompt_tokens):
 def test_unknown_policy_or_truncation_is_named(llama_like):
     with pytest.raises(ValueError, match="'shifted'; expected one of aligned, "):
         encode_example(llama_like, "Q?", "Go", 64, policy="shifted")
-    with pytest.raises(ValueError, match="'shifted'; expected one of aligned, "):
-        PaddingCollator(llama_like, "shifted")
     with pytest.raises(ValueError, match="'clip'; expected one of sentence, "):
         encode_example(llama_like, "Q?", "Go", 64, truncation="clip")
 
@@ -178,7 +176,7 @@ EXAMPLES = [
 
 
 def test_collator_pads_right_and_never_supervises_padding(llama_like):
-    batch = PaddingCollator(llama_like)(EXAMPLES)
+    batch = make_collator(llama_like)(EXAMPLES)
     assert llama_like.pad_token_id == llama_like.eos_token_id == 2
     assert batch["input_ids"].tolist() == [[1, 5, 7, 2, 2, 2, 2, 2], [1, 5, 6, 7, 8, 2, 2, 2]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 0, 0]]
@@ -188,28 +186,13 @@ def test_collator_pads_right_and_never_supervises_padding(llama_like):
 
 def test_collator_keeps_each_answers_eos_supervised_though_padding_is_eos(llama_like):
     examples = [encode_example(llama_like, "Q?", answer, 64) for answer in ("Go", "Go on", "It is. Go")]
-    batch = PaddingCollator(llama_like)(examples)
+    batch = make_collator(llama_like)(examples)
     real = batch["attention_mask"].bool()
     assert ((batch["labels"] == 2) & real).sum(1).tolist() == [1, 1, 1]
     assert (batch["labels"][~real] == _).all()
 
 
-@pytest.mark.parametrize(("pad_to_multiple_of", "length"), [(1, 6), (4, 8), (6, 6)])
-def test_collator_pads_to_a_multiple(llama_like, pad_to_multiple_of, length):
-    assert PaddingCollator(llama_like, pad_to_multiple_of=pad_to_multiple_of)(EXAMPLES)["labels"].shape == (
-        2,
-        length,
-    )
-
-
 def test_collator_padding_supervised_has_fixed_length_and_eos_labels(llama_like):
-    batch = PaddingCollator(llama_like, "padding_supervised", max_length=7)(EXAMPLES)
+    batch = make_collator(llama_like, "padding_supervised", max_length=7)(EXAMPLES)
     assert batch["labels"].tolist() == [[_, _, 7, 2, 2, 2, 2], [_, _, _, 7, 8, 2, 2]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 0]]
-
-
-def test_collator_refuses_examples_beyond_max_length(llama_like):
-    with pytest.raises(ValueError, match="6 tokens, more than max_length 5"):
-        PaddingCollator(llama_like, max_length=5)(EXAMPLES)
-    with pytest.raises(ValueError, match="give max_length"):
-        PaddingCollator(llama_like, "padding_supervised")

@@ -20,9 +20,9 @@ from medqa_lib.labels import (
     IGNORE_INDEX,
     TRUNCATIONS,
     UNUSABLE,
-    PaddingCollator,
     encode_example,
     encode_split,
+    make_collator,
 )
 from medqa_lib.prompts import encode_prompt, escape_special_tokens, format_prompt
 
@@ -165,7 +165,7 @@ def test_encode_example_masks_exactly_the_prompt_or_says_why_not(
     if policy == "no_eos" and ids[-1] == tokenizer.eos_token_id:
         aligned[-1] = IGNORE_INDEX
     assert labels == expected.get(policy, aligned)
-    batch = PaddingCollator(tokenizer, policy, max_length)([example])
+    batch = make_collator(tokenizer, policy, max_length)([example])
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
 
 

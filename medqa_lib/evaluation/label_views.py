@@ -11,7 +11,7 @@ import seaborn
 
 from medqa_lib.config import POLICIES
 from medqa_lib.evaluation.plots import BLUE, GREY, ORANGE, SKY, STYLE
-from medqa_lib.labels import IGNORE_INDEX, PaddingCollator, encode_example
+from medqa_lib.labels import IGNORE_INDEX, encode_example, make_collator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,9 @@ def token_table(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, 
     for policy in POLICIES:
         example = encode_example(tokenizer, question, answer, max_length, policy)
         length = len(example["input_ids"]) + PADDING_SHOWN
-        batches[policy] = PaddingCollator(tokenizer, policy, length, pad_to_multiple_of=length)([example])
+        collator = make_collator(tokenizer, policy, length)
+        collator.pad_to_multiple_of = length
+        batches[policy] = collator([example])
     table = pd.DataFrame({"id": batches["aligned"]["input_ids"][0].tolist()})
     table.insert(0, "token", [_show_token(tokenizer, token) for token in table["id"]])
     labels = {policy: batch["labels"][0].tolist() for policy, batch in batches.items()}

@@ -20,6 +20,7 @@ from medqa_lib.data.prepare import hash_splits, prepare_splits
 from medqa_lib.evaluation import likelihood, results
 from medqa_lib.evaluation.answers import AnswerStore
 from medqa_lib.evaluation.generation import generate_records
+from medqa_lib.evaluation.lock import lock_run
 from medqa_lib.evaluation.results import RunResult
 from medqa_lib.labels import UNUSABLE, encode_split
 from medqa_lib.model import check_eos_token, load_base_model, load_merged, load_tokenizer
@@ -106,7 +107,10 @@ def run_base(splits=None, profile: Profile | None = None, home: Path | None = No
     profile, home = profile or current_profile(), home or home_dir()
     splits = splits or prepare_splits(home=home)
     context = RunContext(name, splits, profile, home, result_identity(None, profile, splits))
-    return results.find_finished(context.folder, context.identity) or evaluate_run(context)
+    if finished := results.find_finished(context.folder, context.identity):
+        return finished
+    with lock_run(name, profile, home):
+        return evaluate_run(context)
 
 
 def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: pd.DataFrame | None = None,

@@ -1,135 +1,138 @@
-"""What a run does with its checkpoints while it trains: lock, resume, save, copy, prune, stop on SIGTERM, and clear disk errors."""
+"""A run's checkpoints while it trains: resume, make them valid, copy them to Drive, stop on SIGTERM."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import threading
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 import torch
 from transformers import TrainerCallback
 
+from medqa_lib.evaluation.lock import RunBusy
+from medqa_lib.evaluation.results import write_json_atomically
 from medqa_lib.training.checkpoints import (
-    MANIFEST,
     CheckpointError,
     checkpoint_step,
-    checkpoint_train_time,
     copy_checkpoint,
     latest_valid,
-    list_checkpoints,
     prune_checkpoints,
+    read_manifest,
     verify,
     write_manifest,
 )
-from medqa_lib.training.lock import RunLock
 
-DISK_ERRORS = ("No space left", "PytorchStreamWriter", "inline_container", "File too large", "Read-only file system", "Permission denied",
-               "I/O error", "quota")
+OWNER = "owner.json"
+
+
+def wait_for_all() -> None:
+    """Under `accelerate launch`: go on when every process is here."""
+    if torch.distributed.is_initialized():
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+@contextmanager
+def explain_save_errors(folder: Path) -> Iterator[None]:
+    """A full disk comes as OSError from Python, RuntimeError from torch and SafetensorError from safetensors.
+
+    Raises:
+        CheckpointError: instead of them; the message says what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"Saving a checkpoint to {folder} failed ({error}). Earlier checkpoints are whole: "
+                              "make room there and start again to resume from the newest one.") from error
 
 
 class CheckpointSession(TrainerCallback):
-    """Everything between one `Trainer` and its checkpoints; also the Trainer's callback.
+    """What a run does with its checkpoints, as the Trainer's callback; and the run's log.
 
-    Example:
-        >>> with CheckpointSession(local_dir, lasting_dir, identity) as session:              # doctest: +SKIP
-        ...     trainer = Trainer(args=TrainingArguments(session.local_dir, ...), callbacks=[session], ...)
-        ...     trainer.train(resume_from_checkpoint=session.resume_from())
+    Two runtimes can share one Drive, and Drive has no locks. So the newest start owns the run: it writes its id
+    into `owner.json`, and an older process stops at its next save.
 
     Args:
-        local_dir: where the Trainer saves; `lasting_dir` itself when there is no faster disk, and then nothing is copied.
-        identity: what must be equal for a resume (experiment, data hash, label policy, model), as JSON.
+        local_dir: where the Trainer saves. If it is `lasting_dir` itself, nothing is copied.
+        identity: what must be equal for a resume, as JSON; see `results.run_identity`.
         keep: checkpoints kept in each folder.
     """
 
     def __init__(self, local_dir: Path, lasting_dir: Path, identity: dict, keep: int = 2) -> None:
-        self.local_dir, self.lasting_dir = Path(local_dir), Path(lasting_dir)
-        self.identity, self.keep = identity, keep
-        self.is_main = int(os.environ.get("RANK", "0")) == 0  # under `accelerate launch` only the first process writes
+        self.local_dir, self.lasting_dir, self.identity, self.keep = local_dir, lasting_dir, identity, keep
+        self.is_main = int(os.environ.get("RANK", "0")) == 0  # of several processes only the first writes
+        self.owner = uuid.uuid4().hex
+        self.lines: list[str] = []  # the log
         self.missing: str | None = None  # name of a checkpoint that the lasting folder lacks
-        self.saving = self.training = self.stop_asked = False
+        self.old_handler, self.stop_asked = None, False
         self.train_start = time.perf_counter()  # `resume_from` sets it anew
 
+    def say(self, line: str) -> None:
+        """Print a line and keep it for the run's log."""
+        if self.is_main:
+            print(line)
+            self.lines.append(line)
+
     def __enter__(self) -> Self:
-        """Create the folders and take the lock.
+        """Make the folders and take the run over.
 
         Raises:
-            RunBusy: another process works on this run.
-            CheckpointError: the folders cannot be written or locked.
+            CheckpointError: the folders cannot be written.
         """
-        if not self.is_main:
-            return self
-        try:
-            self.local_dir.mkdir(parents=True, exist_ok=True)
-            self.lasting_dir.mkdir(parents=True, exist_ok=True)
-            self.lock = RunLock(self.local_dir, self.lasting_dir)
-            self.lock.acquire()
-        except OSError as error:
-            raise CheckpointError(f"Cannot write checkpoints to {self.lasting_dir} ({error}). Is Drive mounted and not full?") from error
-        if threading.current_thread() is threading.main_thread() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            self.old_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+        if self.is_main:
+            try:
+                self.local_dir.mkdir(parents=True, exist_ok=True)
+                self.lasting_dir.mkdir(parents=True, exist_ok=True)
+                owner = {"owner": self.owner, "since": time.strftime("%F %T")}
+                write_json_atomically(self.lasting_dir / OWNER, owner)
+            except OSError as error:
+                raise CheckpointError(f"Cannot write checkpoints to {self.lasting_dir} ({error}). Is Drive mounted "
+                                      "and not full?") from error
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if not self.is_main:
-            return
-        if hasattr(self, "old_handler"):
-            signal.signal(signal.SIGTERM, self.old_handler)
+        self._forget_sigterm()
         if self.missing and kind is None:
             self._copy_to_lasting(self.local_dir / self.missing)
-        if self.missing:
-            print(f"NOT SAFE YET: {self.lasting_dir} lacks {self.missing}. "
-                  f"It is in {self.local_dir}: copy it before this machine goes away.")
-        self.lock.release()
-        if self.missing and isinstance(error, OSError):
-            raise CheckpointError(f"{self.lasting_dir} cannot be written ({error}). {self.missing} is whole in {self.local_dir}: "
-                                  "make Drive writable again and start again; only what came after it is repeated.") from error
-        if self.saving and error is not None and any(text in str(error) for text in DISK_ERRORS):
-            raise CheckpointError(f"Saving a checkpoint to {self.local_dir} failed ({error}). Earlier checkpoints are whole: "
-                                  "make room there and start again to resume from the newest one.") from error
+        if self.missing and not isinstance(error, RunBusy):
+            print(f"NOT SAFE YET: {self.lasting_dir} lacks {self.missing}. It is in {self.local_dir}: copy it before "
+                  "this machine goes away.")
 
-    def check_space(self, checkpoint_bytes: int) -> None:
-        """Refuse to start a run whose checkpoints will not fit. At the next save `keep` + 1 lie there: those of an earlier start count.
+    def require_owner(self) -> None:
+        """Stop if a newer start has taken over. A Drive that is away says nothing, so training goes on.
 
         Raises:
-            CheckpointError: a folder has less room than the checkpoints still to come need, and the last one is not saved yet.
-            ResumeRefused: the same, and the newest checkpoint belongs to another configuration.
+            RunBusy: another process owns the run.
         """
-        for folder in {self.local_dir, self.lasting_dir} if self.is_main else ():
-            there = sum((checkpoint / MANIFEST).exists() for checkpoint in list_checkpoints(folder))
-            needed = max(1, self.keep + 1 - there) * checkpoint_bytes
-            free = shutil.disk_usage(folder).free
-            if free < needed and not self._is_trained():
-                raise CheckpointError(f"Too little disk: {folder} has {free / 2**20:,.0f} MiB free, the checkpoints still to come need "
-                                      f"{needed / 2**20:,.0f} MiB. Make room or set MEDQA_HOME to a folder on a larger disk.")
-
-    def _is_trained(self) -> bool:
-        """Whether the last step is saved, so that no more checkpoints come."""
-        for folder in (self.local_dir, self.lasting_dir):
-            newest, _ = latest_valid(folder, self.identity)
-            state = json.loads((newest / "trainer_state.json").read_text()) if newest else {}
-            if newest and checkpoint_step(newest) >= state.get("max_steps", float("inf")):
-                return True
-        return False
+        try:
+            current = json.loads((self.lasting_dir / OWNER).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        if self.is_main and current["owner"] != self.owner:
+            raise RunBusy(f"A newer start ({current['since']}) has taken over {self.lasting_dir}; this one stops.")
 
     def require_lasting(self) -> None:
         """Refuse to write results where Drive was: that would make a local folder that looks like it.
 
         Raises:
             CheckpointError: the lasting folder is gone.
+            RunBusy: another process owns the run.
         """
         if self.is_main and not self.lasting_dir.is_dir():
-            raise CheckpointError(f"{self.lasting_dir} is gone. Training is finished, its last checkpoint is in {self.local_dir}: mount "
+            raise CheckpointError(f"{self.lasting_dir} is gone. The last checkpoint is in {self.local_dir}: mount "
                                   "Drive again and start again; only the evaluation is left to do.")
+        self.require_owner()
 
     def resume_from(self) -> str | None:
-        """The newest valid checkpoint of both folders, for `Trainer.train(resume_from_checkpoint=...)`; None: start afresh.
-
-        `train_time_s` counts from here.
+        """The newest whole checkpoint of both folders, for `Trainer.train`; None: start afresh.
 
         Raises:
             ResumeRefused: it belongs to another configuration.
@@ -138,71 +141,69 @@ class CheckpointSession(TrainerCallback):
         for folder in dict.fromkeys((self.local_dir, self.lasting_dir)):
             checkpoint, skipped = latest_valid(folder, self.identity)
             found += [checkpoint] if checkpoint else []
-            for reason in skipped if self.is_main else ():
-                print(f"Skipped {folder / reason}")
+            for reason in skipped:
+                self.say(f"Skipped {folder / reason}")
         best = max(found, key=checkpoint_step, default=None)
-        if best and self.is_main:
-            print(f"Resuming from {best}")
-            if best.parent != self.lasting_dir and verify(self.lasting_dir / best.name):
+        if best:
+            self.say(f"Resuming from {best}")
+            if self.is_main and verify(self.lasting_dir / best.name):
                 self._copy_to_lasting(best)
-        self.train_start = time.perf_counter() - (checkpoint_train_time(best) if best else 0)
+        trained_s = read_manifest(best).get("train_time_s", 0.0) if best else 0.0
+        self.train_start = time.perf_counter() - trained_s
         return str(best) if best else None
 
     @property
     def train_time_s(self) -> float:
-        """Seconds of training behind the run's present state, those of earlier processes up to the checkpoint that was resumed included.
-
-        What came after a checkpoint and was lost, to a kill or to GPU memory that ran out, is not counted.
-        """
+        """Seconds of training behind the present state, in all processes; steps that were lost do not count."""
         return time.perf_counter() - self.train_start
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.training = True
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and int(os.environ.get("WORLD_SIZE", "1")) == 1 and self.old_handler is None:
+            self.old_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        """The last checkpoint is saved: from here on SIGTERM stops at once, and so does one that came after that save."""
-        self.training = False
-        if self.stop_asked:
-            print("Stopped by SIGTERM after the last step was saved; start again: only the evaluation is left to do.")
-            raise SystemExit(128 + signal.SIGTERM)
+    def _on_sigterm(self, signum, frame) -> None:
+        self.stop_asked = True
+
+    def _forget_sigterm(self) -> None:
+        if self.old_handler is not None:
+            signal.signal(signal.SIGTERM, self.old_handler)
+        self.old_handler = None
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.stop_asked:
-            control.should_save = True
-        self.saving = control.should_save
+        control.should_save |= self.stop_asked
         return control
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        """The Trainer has saved checkpoint-N: make it valid, copy it, prune older ones; then stop if SIGTERM came."""
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # each process saves its own random state
+        """The Trainer has saved checkpoint-N: make it valid, copy it, prune; then stop if SIGTERM came."""
+        wait_for_all()  # each process saves its own random state
         if not self.is_main:
             return
         checkpoint = self.local_dir / f"checkpoint-{state.global_step}"
-        write_manifest(checkpoint, self.identity, self.train_time_s)
-        if self.lasting_dir != self.local_dir:
-            self._copy_to_lasting(checkpoint)
+        with explain_save_errors(self.local_dir):
+            write_manifest(checkpoint, self.identity, self.train_time_s)
+        self._copy_to_lasting(checkpoint)
         prune_checkpoints(self.local_dir, self.keep)
-        self.saving = False
+        self._stop_if_asked(checkpoint.name)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """From here on SIGTERM ends the process at once; one that came after the last save does so now."""
+        self._forget_sigterm()
+        self._stop_if_asked("the last checkpoint")
+
+    def _stop_if_asked(self, saved: str) -> None:
         if self.stop_asked:
-            print(f"Stopped by SIGTERM after saving {checkpoint}; start again to resume.")
+            print(f"Stopped by SIGTERM; {saved} is saved. Start again to go on from it.")
             raise SystemExit(128 + signal.SIGTERM)
 
     def _copy_to_lasting(self, checkpoint: Path) -> None:
+        if self.lasting_dir == self.local_dir:
+            return
+        self.missing = checkpoint.name
         try:
             copy_checkpoint(checkpoint, self.lasting_dir)
-        except OSError as error:
-            self.missing = checkpoint.name
-            print(f"WARNING: {checkpoint.name} is not on {self.lasting_dir} ({error}). Training goes on; the next save tries again.")
-            return
-        self.missing = None
-        try:
+            self.missing = None
             prune_checkpoints(self.lasting_dir, self.keep)
         except OSError as error:
-            print(f"WARNING: older checkpoints on {self.lasting_dir} cannot be deleted ({error}). {checkpoint.name} is there; "
-                  "the next save tries again.")
-
-    def _on_sigterm(self, signum, frame) -> None:
-        if not self.training:
-            raise SystemExit(128 + signum)
-        self.stop_asked = True  # on_step_end saves and on_save stops; after the last save on_train_end does
+            what = f"{self.missing} is not on" if self.missing else "old checkpoints cannot be deleted from"
+            self.say(f"WARNING: {what} {self.lasting_dir} ({error}). The next save tries again.")

@@ -20,7 +20,7 @@ os.environ["MEDQA_PROFILE"] = "cpu"
 import torch  # noqa: E402
 
 from medqa_lib.config import PROFILES, LoraSettings  # noqa: E402
-from medqa_lib.labels import PaddingCollator  # noqa: E402
+from medqa_lib.labels import make_collator  # noqa: E402
 from medqa_lib.model import add_lora, load_base_model, load_tokenizer  # noqa: E402
 
 OUT = Path(os.environ.get("OUT", ROOT / "runs" / "bench"))
@@ -49,7 +49,7 @@ def main() -> None:
         torch.randint(4, 40_000, (int(n),), generator=generator).tolist()
         for n in torch.randint(40, 97, (8,), generator=generator)
     ]
-    batch = PaddingCollator(tokenizer, "aligned", 96)(
+    batch = make_collator(tokenizer, "aligned", 96)(
         [{"input_ids": row, "labels": [-100] * 20 + row[20:]} for row in rows]
     )
     tokens = sum(map(len, rows))

@@ -5,7 +5,6 @@ MEDQA_PREPARED_HOME names a home folder whose splits are used again.
 """
 
 import dataclasses
-import functools
 import os
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import torch
 from medqa_lib.config import PROFILES, get_experiment, home_dir
 from medqa_lib.data import hash_splits, prepare_splits
 from medqa_lib.evaluation.results import run_identity
-from medqa_lib.training import plan as planning
 from medqa_lib.training.run import train_adapter
 from medqa_lib.training.session import CheckpointSession
 
@@ -38,12 +36,8 @@ def train(path, dropout, splits, folder, monkeypatch):
     experiment = dataclasses.replace(
         recipe, max_steps=STEPS, lora=dataclasses.replace(recipe.lora, lora_dropout=dropout)
     )
-    with (
-        monkeypatch.context() as patch,
-        CheckpointSession(folder, folder, run_identity(experiment, PROFILE, hash_splits(splits))) as session,
-    ):
-        patch.setattr(planning, "plan_training", functools.partial(planning.plan_training, path=path))
-        return train_adapter(experiment, splits, PROFILE, session, folder / "adapter")
+    with CheckpointSession(folder, folder, run_identity(experiment, PROFILE, hash_splits(splits))) as session:
+        return train_adapter(experiment, splits, PROFILE, session, folder / "adapter", path)
 
 
 @pytest.mark.parametrize("dropout", [get_experiment("exp_004").lora.lora_dropout, 0.0])

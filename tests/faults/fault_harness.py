@@ -24,10 +24,10 @@ _context.set_forkserver_preload(["fault_preload"])
 
 
 class Training:
-    """One process that runs `python -m medqa_lib.training.run exp_004` (smoke profile, 16 steps, saved every 2).
+    """One process that runs `python -m medqa_lib.training exp_004` (smoke profile, 16 steps, saved every 2).
 
     Args:
-        home: MEDQA_HOME. With scratch the Trainer saves there and copies to home, as in Colab.
+        home: MEDQA_HOME. With scratch the Trainer saves there and copies to home, as in Colab with Drive.
         fault: a function of no arguments, run in the process before training starts.
     """
 
@@ -40,9 +40,7 @@ class Training:
             "OMP_NUM_THREADS": "1",
             **(environment or {}),
         }
-        if scratch:
-            variables["MEDQA_SCRATCH"] = str(scratch)
-        self.process = _context.Process(target=_train, args=(variables, str(self.log), fault))
+        self.process = _context.Process(target=_train, args=(variables, self.scratch, str(self.log), fault))
         self.process.start()
 
     @property
@@ -101,7 +99,7 @@ def run_to_end(home, **options):
     return run
 
 
-def _train(variables, log, fault):
+def _train(variables, scratch, log, fault):
     os.environ.update(variables)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -109,7 +107,12 @@ def _train(variables, log, fault):
     sys.stdout = open(1, "w", buffering=1, closefd=False)
     sys.stderr = open(2, "w", buffering=1, closefd=False)
     from medqa_lib import config
+    from medqa_lib.evaluation import lock
+    from medqa_lib.training import checkpoints
     from medqa_lib.training import run as training
+
+    if scratch:
+        checkpoints.scratch_dir = lock.scratch_dir = lambda home: scratch
 
     config.PROFILES["smoke"] = dataclasses.replace(config.PROFILES["smoke"], step_divisor=STEP_DIVISOR)
     if fault:
@@ -119,7 +122,7 @@ def _train(variables, log, fault):
         "on_step_end",
         lambda session, args, state, *_, **__: print(f"\nSTEP {state.global_step}"),
     )
-    sys.argv = ["medqa_lib.training.run", EXPERIMENT]
+    sys.argv = ["medqa_lib.training", EXPERIMENT]
     training.main()
 
 

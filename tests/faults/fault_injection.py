@@ -72,7 +72,7 @@ def kill_in_the_copy():
 
 
 def kill_in_the_pruning():
-    before(os, "truncate", nth_call(4, die))  # the first is the lock file's
+    before(os, "truncate", nth_call(3, die))
 
 
 def kill_in_validation():
@@ -145,7 +145,7 @@ def rename_at_steps(moves):
         at_step(step, lambda source=source, target=target: os.rename(source, target))
 
 
-def wait_at_step_1(path):
+def wait_at_step(step, path):
     """Go on when `path` exists; after half an hour in any case, so that no test leaves a process behind."""
 
     def wait():
@@ -153,7 +153,7 @@ def wait_at_step_1(path):
         while not path.exists() and time.monotonic() < end:
             time.sleep(0.05)
 
-    at_step(1, wait)
+    at_step(step, wait)
 
 
 def run_out_of_memory():

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from fault_harness import EXPERIMENT, SAVE_EVERY, STEPS, Training, checkpoint_dir, run_to_end
 
-from medqa_lib.training.checkpoints import latest_valid, verify
+from medqa_lib.training.checkpoints import list_checkpoints, verify
 
 pytestmark = pytest.mark.faults
 
@@ -55,7 +55,7 @@ def resume_and_compare(killed, uninterrupted):
     """Start again, to the end: the same adapter, and at most one save interval done twice."""
     resumed = run_to_end(killed.home, scratch=killed.scratch)
     assert_same_end(resumed, uninterrupted)
-    if "is finished: read from" not in resumed.output:
+    if "is finished" not in resumed.output:
         assert max(killed.steps, default=0) - resumed.resumed_from <= SAVE_EVERY
     return resumed
 
@@ -153,9 +153,8 @@ def test_full_disk_while_saving_is_explained_and_resumed(tmp_path, small_disk, u
         "CheckpointError: Saving a checkpoint" in run.output
         and "make room there and start again" in run.output
     )
-    assert latest_valid(checkpoint_dir(small_disk))[0].name == "checkpoint-2"
-    refused = Training(tmp_path / "home", scratch=small_disk)
-    assert refused.wait() == 1 and "Too little disk" in refused.output and refused.steps == []
+    whole = [path.name for path in list_checkpoints(checkpoint_dir(small_disk)) if not verify(path)]
+    assert whole == ["checkpoint-2"]
     (small_disk / "filler").unlink()
     resumed = run_to_end(run.home, scratch=small_disk)
     assert resumed.resumed_from == 2
@@ -245,18 +244,45 @@ def resume_and_compare_sigterm(run, uninterrupted):
     return resumed
 
 
-def test_second_process_on_one_run_folder_is_refused(tmp_path, uninterrupted):
+def test_second_process_on_one_machine_is_refused_with_one_line(tmp_path, uninterrupted):
     go_on = tmp_path / "go on"
-    first = Training(tmp_path / "home", fault=functools.partial(fault_injection.wait_at_step_1, go_on))
+    first = Training(tmp_path / "home", fault=functools.partial(fault_injection.wait_at_step, 1, go_on))
     try:
         first.wait_for("Trainable:")
         second = Training(tmp_path / "home")
         assert second.wait() == 1
     finally:
         go_on.touch()  # not before: a second process that tries for a while would find the lock free
-    assert "RunBusy: Another process works on" in second.output and str(first.process.pid) in second.output
+    assert "Another process works on exp_004" in second.output and "Traceback" not in second.output
     assert first.wait() == 0, first.output[-3000:]
     assert_same_end(first, uninterrupted)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("pause", [1, 5], ids=["before a checkpoint", "after checkpoint-4"])
+@pytest.mark.parametrize("older_disk, newer_disk", [("a", "b"), (None, "b"), ("a", None)])
+def test_newest_of_two_runtimes_on_one_drive_wins_at_once(
+    tmp_path, uninterrupted, older_disk, newer_disk, pause
+):
+    """Each has a disk of its own, or saves on the Drive itself. The older one still trains when the newer one starts."""
+    go_on, home = {name: tmp_path / name for name in ("older", "newer")}, tmp_path / "home"
+    runs = {}
+    for name, disk, step in (("older", older_disk, pause), ("newer", newer_disk, 7)):
+        fault = functools.partial(fault_injection.wait_at_step, step, go_on[name])
+        runs[name] = Training(home, scratch=tmp_path / disk if disk else None, fault=fault)
+        assert runs[name].wait_for(f"STEP {step}\n"), runs[name].output[-3000:]
+    before = contents(home)
+    go_on["older"].touch()
+    assert runs["older"].wait() == 1
+    assert "newer start" in runs["older"].output and "Traceback" not in runs["older"].output
+    assert contents(home) == before, "the older one writes nothing after the newer one's start"
+    go_on["newer"].touch()
+    assert runs["newer"].wait() == 0, runs["newer"].output[-3000:]
+    assert runs["newer"].resumed_from == (0 if pause == 1 else 4)
+    assert_same_end(runs["newer"], uninterrupted)
 
 
 def test_process_that_was_killed_does_not_hold_the_lock(tmp_path, uninterrupted):
@@ -270,7 +296,7 @@ def test_process_that_was_killed_does_not_hold_the_lock(tmp_path, uninterrupted)
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(tmp_path, uninterrupted):
     run = run_to_end(tmp_path / "home", fault=fault_injection.run_out_of_memory)
-    assert "2 rows x 2: 4 did not fit; a step still has 4 rows" in run.output
+    assert "2 rows x 2: 4 did not fit" in run.output
     mine, theirs = metrics_of(run.home), metrics_of(uninterrupted.home)
     assert (
         mine["trained_tokens"] == theirs["trained_tokens"]
@@ -294,7 +320,7 @@ def launch(home, processes=2):
         sys.executable,
         *(several if processes > 1 else []),
         "-m",
-        "medqa_lib.training.run",
+        "medqa_lib.training",
         EXPERIMENT,
     ]
     variables = {**os.environ, "MEDQA_PROFILE": "smoke", "MEDQA_HOME": str(home), "OMP_NUM_THREADS": "1"}
@@ -383,10 +409,7 @@ def load_from_a_dead_hub(tmp_path, model):
 def test_hub_that_is_gone_before_the_download_is_explained(tmp_path):
     done = load_from_a_dead_hub(tmp_path, "someone/tiny")
     assert done.returncode == 1
-    assert (
-        done.stderr.strip().splitlines()[-1].startswith("RuntimeError: 'someone/tiny' could not be loaded")
-        and "Check the network" in done.stderr
-    )
+    assert "someone/tiny" in done.stderr.strip().splitlines()[-1] and "no connection" in done.stderr
     assert CANARY not in done.stdout + done.stderr
 
 
@@ -405,7 +428,7 @@ def cache_model(tmp_path, *, without=()):
 def test_hub_that_is_gone_during_the_download_is_explained(tmp_path):
     cache_model(tmp_path, without=["*.safetensors"])
     done = load_from_a_dead_hub(tmp_path, "someone/tiny")
-    assert done.returncode == 1 and "Files already fetched are kept" in done.stderr
+    assert done.returncode == 1 and "files already fetched are kept" in done.stderr
 
 
 def test_hub_that_is_gone_after_the_download_does_not_matter(tmp_path):

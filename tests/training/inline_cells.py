@@ -1,4 +1,5 @@
 # ruff: noqa
+# fmt: off
 # %% 1. The base model in four bits
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig

@@ -4,17 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from fast_helpers import make_model
 from transformers import DataCollatorWithFlattening
 
-from medqa_lib.config import EXPERIMENTS
-from medqa_lib.training import run as training
 from medqa_lib.training.plan import TrainingPlan, plan_training
-from medqa_lib.training.session import CheckpointSession
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,26 +108,3 @@ def test_collator_of_other_paths_lays_rows_end_to_end():
     assert isinstance(
         TrainingPlan("fast", torch.bfloat16, 2, 16, "because").collator(len), DataCollatorWithFlattening
     )
-
-
-@pytest.mark.parametrize(("platform", "gib"), [("linux", 3.0), ("darwin", 3.0 / 1024)])
-def test_measure_step_knows_the_unit_of_the_process_memory(platform, gib, monkeypatch):
-    plan = plan_training(make_model(), total_batch_size=1)
-    monkeypatch.setattr(training.sys, "platform", platform)
-    monkeypatch.setattr(training.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2**20))
-    ids = torch.arange(2, 12).view(1, -1)
-    step_s, memory_gib = training.measure_step(
-        make_model(), [], lambda examples: {"input_ids": ids, "labels": ids}, plan
-    )
-    assert step_s > 0 and memory_gib == pytest.approx(gib)
-
-
-def test_steps_left_counts_from_the_newest_checkpoint_of_both_folders(tmp_path):
-    experiment = EXPERIMENTS["exp_004"]
-    session = CheckpointSession(tmp_path / "local", tmp_path / "lasting", {})
-    assert training.steps_left(experiment, session) == 400
-    for name in ("local/checkpoint-50", "lasting/checkpoint-100", "lasting/checkpoint-250"):
-        (tmp_path / name).mkdir(parents=True)
-    assert training.steps_left(experiment, session) == 150
-    (tmp_path / "local" / "checkpoint-400").mkdir()
-    assert training.steps_left(experiment, session) == 0

@@ -1,0 +1,187 @@
+"""Checkpoint folders, with small made-up files: what makes them valid, what is resumed, copied and pruned."""
+
+import hashlib
+import json
+import os
+
+import pytest
+
+from medqa_lib.training import checkpoints
+from medqa_lib.training.checkpoints import (
+    ResumeRefused,
+    checkpoint_folders,
+    copy_checkpoint,
+    latest_valid,
+    prune_checkpoints,
+    verify,
+    write_manifest,
+)
+
+IDENTITY = {"experiment": {"label_policy": "aligned", "lora": {"r": 8}}, "data": "abc"}
+
+
+def make_checkpoint(folder, step, identity=IDENTITY):
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "adapter_model.safetensors").write_bytes(bytes([step]) * 1000)
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    if identity is not None:
+        write_manifest(checkpoint, identity)
+    return checkpoint
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+def test_write_manifest_records_sizes_hashes_and_identity(tmp_path):
+    checkpoint = make_checkpoint(tmp_path, 1)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    # sha256sum of 1,000 bytes 0x01
+    assert manifest["files"]["adapter_model.safetensors"] == {
+        "bytes": 1000,
+        "sha256": "353c38352a855c80f4ecb0793a76493228541b5fab5ef7af26effac91e77ec46",
+    }
+    assert manifest["identity"] == IDENTITY
+    assert verify(checkpoint) == []
+
+
+def test_write_manifest_drops_the_pickle_that_nothing_reads(tmp_path):
+    checkpoint = make_checkpoint(tmp_path, 1, identity=None)
+    (checkpoint / "training_args.bin").write_bytes(b"pickle")
+    write_manifest(checkpoint, IDENTITY)
+    assert not (checkpoint / "training_args.bin").exists()
+
+
+def damage_truncate(checkpoint):
+    os.truncate(checkpoint / "adapter_model.safetensors", 999)
+
+
+def damage_flip(checkpoint):
+    path = checkpoint / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1
+    path.write_bytes(content)
+
+
+def damage_remove(checkpoint):
+    (checkpoint / "trainer_state.json").unlink()
+
+
+def damage_manifest_absent(checkpoint):
+    (checkpoint / "manifest.json").unlink()
+
+
+def damage_manifest_half(checkpoint):
+    path = checkpoint / "manifest.json"
+    path.write_text(path.read_text()[:50])
+
+
+DAMAGE = {
+    damage_truncate: "adapter_model.safetensors has 999 bytes, expected 1000",
+    damage_flip: "adapter_model.safetensors does not match its SHA-256",
+    damage_remove: "trainer_state.json is missing",
+    damage_manifest_absent: "no manifest.json",
+    damage_manifest_half: "cannot be read",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_latest_valid_skips_a_damaged_newest_and_says_why(tmp_path, damage):
+    older = make_checkpoint(tmp_path, 9)
+    damage(make_checkpoint(tmp_path, 10))
+    found, skipped = latest_valid(tmp_path, IDENTITY)
+    assert found == older
+    assert len(skipped) == 1 and skipped[0].startswith("checkpoint-10: ") and DAMAGE[damage] in skipped[0]
+
+
+@pytest.mark.parametrize("name", ["absolute", "../precious", "link", "down/../../precious"])
+def test_files_outside_a_checkpoint_are_refused_and_stay_as_they_are(tmp_path, name):
+    precious, checkpoint = tmp_path / "precious", make_checkpoint(tmp_path, 4)
+    precious.write_bytes(b"mine")
+    (checkpoint / "link").symlink_to(precious)
+    name = name.replace("absolute", str(precious))
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    assert latest_valid(tmp_path, IDENTITY)[0] is None
+    assert verify(checkpoint) == [f"{name} is outside of the checkpoint"]
+    make_checkpoint(tmp_path, 6)
+    prune_checkpoints(tmp_path, keep=1)
+    assert names(tmp_path) == ["checkpoint-6"] and precious.read_bytes() == b"mine"
+
+
+def test_latest_valid_sorts_by_number_and_ignores_other_names(tmp_path):
+    for step in (8, 100, 20):
+        make_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert latest_valid(tmp_path, IDENTITY)[0].name == "checkpoint-100"
+    assert latest_valid(tmp_path / "absent", IDENTITY) == (None, [])
+
+
+def test_latest_valid_refuses_another_identity_and_lists_only_the_differences(tmp_path):
+    make_checkpoint(tmp_path, 2)
+    wanted = {"experiment": {"label_policy": "preshifted", "lora": {"r": 8}}, "data": "abd"}
+    with pytest.raises(ResumeRefused) as refusal:
+        latest_valid(tmp_path, wanted)
+    text = str(refusal.value)
+    assert "data: checkpoint 'abc', this run 'abd'" in text
+    assert "experiment.label_policy: checkpoint 'aligned', this run 'preshifted'" in text
+    assert "lora" not in text and str(tmp_path) in text
+
+
+def test_prune_checkpoints_keeps_the_newest_valid_and_never_leans_on_a_broken_one(tmp_path):
+    for step in (2, 4, 6, 8):
+        make_checkpoint(tmp_path, step)
+    damage_flip(tmp_path / "checkpoint-8")
+    prune_checkpoints(tmp_path, keep=1)
+    assert names(tmp_path) == ["checkpoint-6", "checkpoint-8"]
+
+
+def test_prune_checkpoints_deletes_nothing_when_none_is_valid(tmp_path):
+    for step in (2, 4):
+        make_checkpoint(tmp_path, step, identity=None)
+    prune_checkpoints(tmp_path, keep=1)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_prune_checkpoints_truncates_before_it_deletes(tmp_path, monkeypatch):
+    make_checkpoint(tmp_path, 2)
+    make_checkpoint(tmp_path, 4)
+    sizes, rmtree = [], checkpoints.shutil.rmtree
+
+    def note_sizes(folder):
+        sizes.extend(path.stat().st_size for path in folder.iterdir())
+        rmtree(folder)
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", note_sizes)
+    prune_checkpoints(tmp_path, keep=1)
+    assert names(tmp_path) == ["checkpoint-4"] and sizes == [0, 0, 0]
+
+
+def test_copy_checkpoint_of_a_broken_source_leaves_the_good_copy(tmp_path):
+    good = copy_checkpoint(
+        make_checkpoint(tmp_path / "local", 2), make_checkpoint(tmp_path / "drive", 1).parent
+    )
+    damage_manifest_absent(tmp_path / "local" / "checkpoint-2")
+    with pytest.raises(FileNotFoundError):
+        copy_checkpoint(tmp_path / "local" / "checkpoint-2", tmp_path / "drive")
+    assert verify(good) == []
+
+
+def test_copy_checkpoint_notices_bytes_that_read_back_differently(tmp_path, monkeypatch):
+    checkpoint = make_checkpoint(tmp_path / "local", 2)
+    (tmp_path / "drive").mkdir()
+    monkeypatch.setattr(checkpoints, "hash_file", lambda path: "0" * 64)
+    with pytest.raises(OSError, match="reads back differently"):
+        copy_checkpoint(checkpoint, tmp_path / "drive")
+    assert not (tmp_path / "drive" / "checkpoint-2" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("home", "local"),
+    [("/content/drive/MyDrive/medqa", "/content/medqa_scratch/MyDrive/medqa"), ("/srv/home", "/srv/home")],
+)
+def test_checkpoints_are_saved_on_a_local_disk_only_where_the_home_is_on_drive(home, local):
+    folders = checkpoint_folders(home, "model", "run")
+    assert [str(folder) for folder in folders] == [f"{root}/checkpoints/model/run" for root in (local, home)]

@@ -1,0 +1,90 @@
+"""The loss that is trained on is the cross-entropy of the next token, and what a Trainer leaves behind: log, table, arguments."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from medqa_lib.config import EXPERIMENTS, PROFILES, LoraSettings
+from medqa_lib.labels import IGNORE_INDEX, encode_example, make_collator
+from medqa_lib.model import add_lora, load_base_model
+from medqa_lib.training.plan import TrainingPlan
+from medqa_lib.training.session import CheckpointSession
+from medqa_lib.training.trainer import loss_history, loss_table, make_trainer, training_arguments
+
+
+def encode(tokenizer, policy):
+    answers = ("Go", "It is. Go on, and on.", "On.", "Go. It goes on and on.")
+    return [encode_example(tokenizer, "Q?", answer, 128, policy) for answer in answers]
+
+
+def make_small_trainer(folder, tokenizer, policy, plan):
+    """A Trainer of one step with four examples, and its random two-layer Llama without dropout."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).float()
+    experiment = EXPERIMENTS["exp_004"]
+    arguments = training_arguments(experiment, folder, plan)
+    arguments.max_steps, arguments.save_steps, arguments.eval_steps = 1, 1, 1
+    data = Dataset.from_list(encode(tokenizer, policy))
+    collator = plan.collator(make_collator(tokenizer, policy, 128))
+    session = CheckpointSession(folder, folder, {})
+    return make_trainer(
+        model, experiment, arguments, session, train_dataset=data, eval_dataset=data, data_collator=collator
+    )
+
+
+@torch.no_grad()
+def cross_entropy_by_hand(model, examples):
+    """-log p of each supervised id at the position before it, one example at a time; the mean over all of them."""
+    terms = []
+    for example in examples:
+        probabilities = model(torch.tensor([example["input_ids"]])).logits[0].double().softmax(-1)
+        for position, label in enumerate(example["labels"]):
+            if position > 0 and label != IGNORE_INDEX:
+                terms.append(-probabilities[position - 1, label].log())
+    return float(torch.stack(terms).mean())
+
+
+@pytest.mark.parametrize("policy", ["aligned", "preshifted", "full_sequence", "no_eos"])
+@pytest.mark.parametrize(("path", "rows"), [("padded", 4), ("padded", 1), ("padding_free", 4)])
+def test_first_loss_is_the_cross_entropy_of_the_next_token(llama_like, tmp_path, policy, path, rows):
+    """Whatever the micro-batch: a mean of means would weigh the tokens of short answers more."""
+    plan = TrainingPlan(path, torch.float32, rows, 4 // rows, "by hand")
+    trainer = make_small_trainer(tmp_path, llama_like, policy, plan)
+    if (
+        path == "padding_free"
+    ):  # transformers' own attention sees one row: the documents' starts are in position_ids
+        trainer.model.set_attn_implementation("eager")
+    expected = cross_entropy_by_hand(trainer.model.eval(), encode(llama_like, policy))
+    with trainer.session:
+        trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-5)
+    losses = loss_history(trainer.state.log_history)
+    assert list(losses["split"]) == ["train", "validation"] and list(losses["step"]) == [1, 1]
+    tokens = sum(len(example["input_ids"]) for example in encode(llama_like, policy))
+    assert list(losses["tokens"]) == [tokens, tokens]
+
+
+def test_loss_table_has_a_line_per_step():
+    losses = pd.DataFrame(
+        {"step": [1, 50, 50], "split": ["train", "train", "validation"], "loss": [2.5, 2.25, 2.125]}
+    )
+    lines = [line.split() for line in loss_table(losses).splitlines()]
+    assert lines[2:] == [["1", "2.5000"], ["50", "2.2500", "2.1250"]]
+
+
+def test_lora_plus_gives_b_its_own_rate(tmp_path):
+    experiment = replace(EXPERIMENTS["exp_004"], loraplus_lr_ratio=16.0)
+    model = add_lora(load_base_model(PROFILES["smoke"]), LoraSettings())
+    arguments = training_arguments(
+        experiment, tmp_path, TrainingPlan("padded", torch.float32, 4, 1, "by hand")
+    )
+    trainer = make_trainer(
+        model, experiment, arguments, CheckpointSession(tmp_path, tmp_path, {}), eval_dataset=[{}]
+    )
+    rates = {group["lr"] for group in trainer.optimizer.param_groups if group["params"]}
+    assert rates == {experiment.learning_rate, 16 * experiment.learning_rate}
