@@ -330,7 +330,7 @@ def audit_batches(dataset, collator, tokenizer, model=None, response=None, rows:
         if own and tokenizer.eos_token_id not in own:
             faults.append("eos_mismatch")
         with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-            report["loss"], seen = _judge_loss(_Loss(model, collator(_choose(examples, 4)), compute_loss))
+            report["loss"], seen = _judge_loss(_Loss(model, collator(_without_text(_choose(examples, 4))), compute_loss))
         report["offset"] = report["loss"]["offset"]
         faults = [*report["loss"]["faults"], *faults]
         report |= _likelihood(seen) if report["offset"] is not None else {}
@@ -340,11 +340,16 @@ def audit_batches(dataset, collator, tokenizer, model=None, response=None, rows:
 
 
 def _choose(dataset, count: int) -> list:
-    """At most `count` examples evenly spread over a data set with a length, else the first ones; columns of text left out."""
+    """At most `count` examples evenly spread over a data set with a length, else the first ones."""
     if hasattr(dataset, "__len__"):
         count = min(count, len(dataset))
         return [dataset[i * len(dataset) // count] for i in range(count)]
     return list(itertools.islice(dataset, count))
+
+
+def _without_text(examples: list[dict]) -> list[dict]:
+    """The examples without columns of text, which transformers' collators cannot make tensors of."""
+    return [{name: value for name, value in example.items() if not isinstance(value, str)} for example in examples]
 
 
 def _response_ids(tokenizer, response) -> tuple[list[int], set[int]]:
@@ -393,7 +398,7 @@ def _count(examples, collator, tokenizer, response) -> tuple[dict, list[str]]:
     response, ends = _response_ids(tokenizer, response)
     batches, packed, crosses = [], False, False
     for part in (examples[start:start + 8] for start in range(0, len(examples), 8)):
-        batch = collator(part)
+        batch = collator(_without_text(part))
         shifted = batch.get("shift_labels") is not None
         labels, ids = batch["shift_labels" if shifted else "labels"], batch.get("input_ids")
         if ids is None or ids.shape != labels.shape:  # an encoder's input: the labels are what the decoder reads

@@ -52,7 +52,8 @@ def hub_reason(error: BaseException, site: str = "the Hub") -> str:
         return CUT
     if _NO_CONNECTION.intersection(names):
         return f"no connection to {site}"
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:200]}"  # more may hold a token
+    words = re.sub(r"hf_\w+", "hf_...", " ".join(str(error).split()))  # a token in a quoted request header
+    return f"{type(error).__name__}: {words[:200]}"
 
 
 def hub_answers() -> bool:

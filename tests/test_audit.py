@@ -463,7 +463,8 @@ def test_callback_finds_a_mean_of_means_where_it_matters(tmp_path, llama_like):
 def test_what_the_trainer_logs_is_the_cross_entropy_by_hand(tmp_path, llama_like):
     """Independent of the audit: every supervised token of a step counts the same, over micro-batches of unequal size."""
     trainer = train(tmp_path, llama_like, steps=3)  # all six rows in one step
-    batch = make_collator(llama_like)(encode(llama_like))
+    rows = [{name: row[name] for name in ("input_ids", "labels")} for row in encode(llama_like)]
+    batch = make_collator(llama_like)(rows)
     with torch.no_grad():
         logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     by_hand = mean_loss(logits[:, :-1], batch["labels"][:, 1:])
