@@ -52,11 +52,11 @@ def splits():
     return make_splits()  # 14 rows in batches of 4, so the data is passed through more than once
 
 
-def train(splits, folder, **changes):
+def train(splits, folder, path=None, **changes):
     """What run_experiment does before it evaluates."""
     experiment = dataclasses.replace(SMOKE.scale(get_experiment("exp_004")), **changes)
     with CheckpointSession(folder, folder, run_identity(experiment, SMOKE, hash_splits(splits))) as session:
-        losses, numbers = train_adapter(experiment, splits, SMOKE, session, folder / "adapter")
+        losses, numbers = train_adapter(experiment, splits, SMOKE, session, folder / "adapter", path)
     adapter = hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
     return SimpleNamespace(
         losses=losses,
