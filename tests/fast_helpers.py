@@ -76,7 +76,7 @@ def attend_on_cpu(layer, qkv, batch):
     return out.detach().contiguous(), *[torch.zeros(1)] * 3
 
 
-def attend_backward_on_cpu(layer, grad, *_):
+def attend_backward_on_cpu(layer, grad, qkv, attended, batch):
     return torch.autograd.grad(layer.tape[1], layer.tape[0], grad)
 
 

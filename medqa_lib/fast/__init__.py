@@ -1,17 +1,17 @@
 """The fast paths for training and answering. Delete this folder and the project works as before, only slower.
 
-`training.plan` and `evaluation.generation` call what this file names and nothing else. What it needs is imported at the call:
-transformers' models take seconds.
+`training.plan` and `evaluation.generation` call what this file names and nothing else. Imports wait for the
+call: transformers' models take seconds.
 """
 
 from __future__ import annotations
 
 
-def choose_path(model, wanted: str | None = None) -> tuple[str, str]:
-    """(fastest path proved exact for this PEFT model on this GPU, why not a faster one); only `wanted` is tried, if given."""
+def choose_path(model, wanted: str | None = None, examples: list[dict] | None = None) -> tuple[str, str]:
+    """(fastest path proved exact for this model here, why not a faster one); `wanted`: try no other."""
     from medqa_lib.fast.paths import choose_path
 
-    return choose_path(model, wanted)
+    return choose_path(model, wanted, examples)
 
 
 def prepare(model, path: str) -> None:
@@ -22,7 +22,7 @@ def prepare(model, path: str) -> None:
 
 
 def make_decoder(model, eos_id: int):
-    """Callable (ids, mask, max_new_tokens) -> token ids per row up to and including EOS; None where it is not supported."""
+    """Callable (ids, mask, max_new_tokens) -> token ids per row up to and including EOS; or None."""
     from medqa_lib.fast.decode import FastDecoder, is_supported
 
     return FastDecoder(model, eos_id) if is_supported(model) else None

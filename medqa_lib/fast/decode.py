@@ -1,7 +1,7 @@
-"""Greedy decoding at the speed of the hardware, for a plain LlamaForCausalLM on a GPU with bfloat16.
+"""Greedy decoding at the speed of the hardware, for a plain LlamaForCausalLM on a GPU of capability 7.5.
 
-`generate()` waits for the CPU: it launches about a thousand small kernels a token. Here the decode step is captured once as a
-CUDA graph and replayed. The model's own `forward` computes it, so its numerics are the model's; what changes is around it.
+`generate()` waits for the CPU: it launches about a thousand small kernels per token. Here the decode step is
+captured once as a CUDA graph and replayed. The model's own `forward` computes it, with its numerics.
 On a CPU the same steps run without graphs, which is how tests compare them with `generate()`.
 """
 
@@ -13,26 +13,26 @@ from transformers import AttentionInterface, DynamicCache, LlamaForCausalLM
 
 from medqa_lib.model import cache_argument
 
-SLOT_BUCKET = 128  # attention reads the cache up to a multiple of this, so that one graph serves as many steps
+SLOT_BUCKET = 128  # attention reads the cache up to a multiple of this: one graph serves as many steps
 ROW_BUCKET = 32  # a shrunk batch keeps a multiple of this many rows, so that batches share graphs
 CHECK_STEPS = 32  # steps between two looks at which rows have finished; each look waits for the GPU
 
 
 def is_supported(model) -> bool:
-    """Whether `FastDecoder` can decode here: unquantised Llama without adapter, sdpa attention, capability 8.0 or more."""
+    """Whether `FastDecoder` can decode this: plain Llama without adapter, sdpa, capability 7.5."""
     if type(model) is not LlamaForCausalLM or model.device.type != "cuda":
         return False
-    plain = all(type(module) is torch.nn.Linear for module in model.modules() if hasattr(module, "in_features"))
-    return plain and model.config._attn_implementation == "sdpa" and torch.cuda.get_device_capability(model.device) >= (8, 0)
+    linear = {type(module) for module in model.modules() if hasattr(module, "in_features")}
+    if linear != {torch.nn.Linear} or model.config._attn_implementation != "sdpa":
+        return False
+    return torch.cuda.get_device_capability(model.device) >= (7, 5)
 
 
 def attend_grouped(module, query, key, value, attention_mask, scaling=None, **_):
-    """Attention of one position a row without repeating keys and values: (B, H, 1, D) is read as (B, key heads, H / key heads, D).
-
-    Exact: sdpa treats positions independently, and they see the same slots, for the mask is one row for all.
-    """
+    """Attention of one position without repeated keys: (B, H, 1, D) as (B, key heads, H / key heads, D)."""
     rows, heads, _, head_dim = query.shape
-    out = scaled_dot_product_attention(query.reshape(rows, key.shape[1], -1, head_dim), key, value, attn_mask=attention_mask, scale=scaling)
+    query = query.reshape(rows, key.shape[1], -1, head_dim)
+    out = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(rows, 1, heads, head_dim), None
 
 
@@ -40,23 +40,20 @@ AttentionInterface.register("medqa_grouped", attend_grouped)
 
 
 class _CacheView:
-    """What attention sees as its cache: some rows and slots of the decoder's buffers, (layers, B, key heads, slots, D)."""
+    """What attention sees as its cache: rows and slots of the buffers, (layers, B, key heads, slots, D)."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, slot: torch.Tensor):
         self.keys, self.values, self.slot = keys, values, slot
 
     def update(self, key, value, layer: int, *_, **__):
-        """Write (B, key heads, 1, D) at the current slot and return all slots. Exact: later ones are masked, so they weigh 0."""
+        """Write (B, key heads, 1, D) at the current slot; return all slots: later ones are masked."""
         self.keys[layer].index_copy_(2, self.slot, key)
         self.values[layer].index_copy_(2, self.slot, value)
         return self.keys[layer], self.values[layer]
 
 
 class FastDecoder:
-    """Callable (ids, mask, max_new_tokens) -> new token ids of each row, up to and including EOS.
-
-    Buffers and graphs are kept between calls; a call that needs larger buffers starts afresh.
-    """
+    """Callable (ids, mask, max_new_tokens) -> new ids per row up to and including EOS; keeps its graphs."""
 
     def __init__(self, model: LlamaForCausalLM, eos_id: int):
         self.model, self.eos_id, self.size = model, eos_id, (0, 0, 0)
@@ -80,28 +77,30 @@ class FastDecoder:
         finally:
             self.model.set_attn_implementation(attention)
         for owner, row in zip(owners, self.tokens[: len(owners), :max_new_tokens].tolist(), strict=True):
-            answers[owner] = _cut_after_eos(row, self.eos_id)
-        return answers
+            answers[owner] = row
+        return [ids[: ids.index(self.eos_id) + 1] if self.eos_id in ids else ids for ids in answers]
 
     def _reserve(self, rows: int, slots: int, new_tokens: int) -> None:
-        """Buffers for at least so many rows, cache slots and new tokens. Zeros, since a masked NaN would still spread."""
+        """Buffers for so many rows, cache slots and new tokens. Zeros: a masked NaN would still spread."""
         if all(have >= need for have, need in zip(self.size, (rows, slots, new_tokens), strict=True)):
             return
         self.keys = self.values = self.pool = None
         self.graphs, self.size = {}, (rows, slots, new_tokens)
-        config, like = self.model.config, {"device": self.model.device, "dtype": torch.long}
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, self.model.model.layers[0].self_attn.head_dim)
-        self.keys, self.values = (torch.zeros(shape, device=self.model.device, dtype=self.model.dtype) for _ in range(2))
-        self.last, self.padding, self.tokens = (torch.zeros(size, **like) for size in (rows, rows, (rows, new_tokens)))
-        self.slot, self.step = torch.zeros(1, **like), torch.zeros(1, **like)  # on the device, since a graph cannot read Python numbers
+        model, config = self.model, self.model.config
+        head_dim = model.model.layers[0].self_attn.head_dim
+        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, slots, head_dim)
+        self.keys, self.values = (model.lm_head.weight.new_zeros(shape) for _ in range(2))
+        sizes = rows, rows, (rows, new_tokens), 1, 1  # also slot and step: a graph reads no numbers
+        self.last, self.padding, self.tokens, self.slot, self.step = (
+            torch.zeros(size, device=model.device, dtype=torch.long) for size in sizes)
 
     def _prefill(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """The prompts as `generate()` computes them; their keys and values are copied to the buffers."""
         rows, width = ids.shape
         cache = DynamicCache(config=self.model.config)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1,
-                            **{cache_argument(): cache}).logits
+        logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True,
+                            logits_to_keep=1, **{cache_argument(): cache}).logits
         for layer, kept in enumerate(cache.layers):
             self.keys[layer, :rows, :, :width] = kept.keys
             self.values[layer, :rows, :, :width] = kept.values
@@ -117,18 +116,19 @@ class FastDecoder:
         self.step += 1
 
     def _forward(self, rows: int, length: int) -> None:
-        """One token for each of the first `rows` rows. It reads and writes buffers only, so it can be captured."""
+        """One token for each of the first `rows` rows, from buffers to buffers: it can be captured."""
         slots, padding = torch.arange(length, device=self.slot.device), self.padding[:rows, None]
         hidden = (slots < padding) | (slots > self.slot)
-        bias = torch.zeros(hidden.shape, device=hidden.device, dtype=self.model.dtype).masked_fill(hidden, float("-inf"))
+        bias = torch.zeros_like(hidden, dtype=self.model.dtype).masked_fill(hidden, float("-inf"))
         cache = _CacheView(self.keys[:, :rows, :, :length], self.values[:, :rows, :, :length], self.slot)
-        logits = self.model(input_ids=self.last[:rows, None], attention_mask=bias[:, None, None], position_ids=self.slot - padding,
-                            use_cache=True, **{cache_argument(): cache}).logits
+        logits = self.model(input_ids=self.last[:rows, None], attention_mask=bias[:, None, None],
+                            position_ids=self.slot - padding, use_cache=True,
+                            **{cache_argument(): cache}).logits
         self.slot += 1
         self._take(logits, rows)
 
     def _advance(self, rows: int, length: int, steps: int) -> None:
-        """`steps` tokens. A shape's first step runs eagerly: the warm-up that capture needs. Capture itself computes nothing."""
+        """`steps` tokens. A shape's first step runs eagerly, as capture needs; capture computes nothing."""
         replay = self.graphs.get((rows, length))
         if replay is None:
             self._forward(rows, length)
@@ -142,31 +142,25 @@ class FastDecoder:
         if self.slot.device.type == "cpu":
             return lambda: self._forward(rows, length)
         graph, self.pool = torch.cuda.CUDAGraph(), self.pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self.pool):  # one pool: graphs never overlap, so they share scratch memory
+        with torch.cuda.graph(graph, pool=self.pool):  # graphs never overlap: one pool
             self._forward(rows, length)
         return graph.replay
 
     def _drop_finished(self, owners: list[int], answers: list, done: int, slots: int) -> list[int]:
-        """Move unfinished rows to the front and go on with them, if that leaves out a quarter. Exact: rows do not see each other.
-
-        Returns:
-            The rows still decoded, by their number in the whole batch.
-        """
+        """Move unfinished rows to the front if that leaves out a quarter; returns which are still decoded."""
         rows = len(owners)
         finished = (self.tokens[:rows, :done] == self.eos_id).any(1).tolist()
-        order, keep = sorted(range(rows), key=finished.__getitem__), _round_up(finished.count(False), ROW_BUCKET)
+        keep = _round_up(finished.count(False), ROW_BUCKET)
         if keep > 0.75 * rows:
             return owners
-        for row, ids in enumerate(self.tokens[:rows, :done].tolist()):
-            answers[owners[row]] = _cut_after_eos(ids, self.eos_id)
-        index = torch.tensor(order[:keep], device=self.slot.device, dtype=torch.long)
-        for buffer in (self.last, self.padding, self.tokens, *self.keys[:, :, :, :slots], *self.values[:, :, :, :slots]):
+        for owner, ids in zip(owners, self.tokens[:rows, :done].tolist(), strict=True):
+            answers[owner] = ids
+        order = sorted(range(rows), key=finished.__getitem__)[:keep]
+        index = torch.tensor(order, device=self.slot.device, dtype=torch.long)
+        caches = *self.keys[:, :, :, :slots], *self.values[:, :, :, :slots]
+        for buffer in (self.last, self.padding, self.tokens, *caches):
             buffer[:keep] = buffer[index]
-        return [owners[row] for row in order[:keep]]
-
-
-def _cut_after_eos(ids: list[int], eos_id: int) -> list[int]:
-    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
+        return [owners[row] for row in order]
 
 
 def _round_up(number: int, multiple: int) -> int:

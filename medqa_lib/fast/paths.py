@@ -1,4 +1,4 @@
-"""Which fast path a PEFT model may take on this GPU, and the proof before a run that it computes the same thing."""
+"""Which fast path a PEFT model may take on this GPU, and the proof before a run that it computes the same."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from functools import partial
 import torch
 
 from medqa_lib.fast.train import install_fast_layers, remove_fast_layers, triton
+from medqa_lib.labels import IGNORE_INDEX
 from medqa_lib.model import compute_dtype
 
-TOLERANCE = {"loss": 0.02, "gradient": 0.2}  # see `disprove`
-PROOF_TOKENS = (70, 45)  # two short documents
-PROOF_SCALE = 1024.0  # float16 has no smaller gradients
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 0.02, 0.2  # see `disprove`
+PROOF_SCALE = 1024.0  # of the loss: float16 has no smaller gradients
 
 
-def choose_path(model, wanted: str | None = None) -> tuple[str, str]:
-    """(fastest path proved exact for this PEFT model on this GPU, why not a faster one); only `wanted` is tried, if given."""
+def choose_path(model, wanted: str | None = None, examples: list[dict] | None = None) -> tuple[str, str]:
+    """(fastest path proved exact for this model here, why not a faster one); `wanted`: try no other."""
     reasons = []
     for path in ("fast", "padding_free"):
         if wanted in (None, path):
-            reason = refuse(model, path) or disprove(model, path)
+            reason = refuse(model, path) or disprove(model, path, examples)
             if not reason:
                 return path, "; ".join(reasons)
             reasons.append(f"not {path}: {reason}")
@@ -31,10 +31,11 @@ def choose_path(model, wanted: str | None = None) -> tuple[str, str]:
 def refuse(model, path: str) -> str:
     """Why this machine or this model cannot take the path; "" if it can."""
     capability = torch.cuda.get_device_capability(next(model.parameters()).device)
+    least = (7, 5) if path == "fast" else (8, 0)
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
         return "FSDP shards the weights, and this path reads them whole"
-    if capability < (8, 0):
-        return "it needs a GPU of capability 8.0 or more"
+    if capability < least:
+        return f"it needs a GPU of capability {least[0]}.{least[1]} or more"
     if path == "padding_free":
         return ""
     return refuse_architecture(model) if triton else "it needs Triton and bitsandbytes"
@@ -44,10 +45,10 @@ def refuse_architecture(model) -> str:
     """The part of `refuse` for the fast path that depends on the model alone."""
     causal, adapter = model.get_base_model(), model.active_adapter
     config = causal.config
-    if type(causal).__name__ != "LlamaForCausalLM" or config.hidden_act != "silu" or config.attention_dropout:
-        return f"it is written for Llama with SiLU and no attention dropout, not {type(causal).__name__}"
-    if config.attention_bias or config.mlp_bias:
-        return "linear layers have biases"
+    if type(causal).__name__ != "LlamaForCausalLM" or config.hidden_act != "silu":
+        return f"it is written for Llama with SiLU, not {type(causal).__name__}"
+    if config.attention_dropout or config.attention_bias or config.mlp_bias:
+        return "it is written for Llama without attention dropout and biases"
     tuned = [module for module in model.modules() if hasattr(module, "lora_A")]
     known = {id(part[adapter].weight) for module in tuned for part in (module.lora_A, module.lora_B)}
     linear = re.compile(r"layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj\.")
@@ -57,7 +58,7 @@ def refuse_architecture(model) -> str:
         return f"{other[0]} is trained and is not LoRA of a decoder layer's linear layer"
     if any(module.lora_variant or module.merged or module.disable_adapters for module in tuned):
         return "the adapter is a variant of LoRA, merged or disabled"
-    if len({(module.r[adapter], module.scaling[adapter], str(module.lora_dropout[adapter])) for module in tuned}) != 1:
+    if len({(ly.r[adapter], ly.scaling[adapter], str(ly.lora_dropout[adapter])) for ly in tuned}) != 1:
         return "rank, scaling or dropout differ between layers, or there is no adapter"
     return ""
 
@@ -68,42 +69,37 @@ def prepare(model, path: str) -> None:
     torch.cuda.empty_cache()
     causal = model.get_base_model()
     if path == "fast":
-        install_fast_layers(model, keep_weights(model))
+        layers = [layer for name, layer in model.named_modules() if name.endswith("_proj")]
+        needed = 2 * sum(layer.in_features * layer.out_features for layer in layers)
+        install_fast_layers(model, needed < torch.cuda.mem_get_info(causal.device)[0] / 4)
     if path == "padding_free":
         causal.forward = partial(_flattened_forward, causal, causal.forward)
 
 
-def keep_weights(model) -> bool:
-    """Whether the dequantised weights fit into a quarter of the free memory."""
-    layers = [layer for name, layer in model.named_modules() if name.endswith("_proj")]
-    needed = 2 * sum(layer.in_features * layer.out_features for layer in layers)
-    return needed < torch.cuda.mem_get_info(next(model.parameters()).device)[0] / 4
-
-
-def disprove(model, path: str) -> str:
+def disprove(model, path: str, examples: list[dict] | None = None) -> str:
     """Why the path must not be used for this model; "" if it computes what transformers' own layers compute.
 
-    Loss and gradients of two short documents laid end to end are compared with those of each document alone, with a B that is not
-    zero and no dropout. So a document that sees the other one, or attention that needs more than the documents' starts (a sliding
-    window, a cap on its logits, state-space layers), is found before the first step. The loss may differ by 0.02, the gradients
-    of all A or B of one kind of layer by 20% of their norm: rounding to 16 bits makes about 5%.
+    Loss and gradients of a few examples laid end to end are compared with those of each example alone, with a
+    B that is not zero and without dropout. So a wrong kernel, a document that sees another one, or attention
+    that needs more than the documents' starts (sliding window, capped logits, state-space layers) is found
+    before the first step. The loss may differ by 0.02, gradients of one kind of layer by 20% of their norm.
     """
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.get_base_model().config.vocab_size
-    documents = [torch.randint(vocabulary, (1, tokens), generator=generator).to(device) for tokens in PROOF_TOKENS]
+    from transformers import DataCollatorWithFlattening
+
+    examples = examples or [{"input_ids": [*range(1, n)], "labels": [*range(1, n)]} for n in (50, 30)]
+    collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+    alone = [{name: [example[name]] for name in ("input_ids", "labels")} for example in examples]
     weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    start, training = {name: parameter.detach().clone() for name, parameter in weights.items()}, model.training
-    with torch.random.fork_rng(devices=[device]), torch.no_grad():
-        for name, parameter in weights.items():
-            if "lora_B" in name:
-                parameter.normal_(std=0.02)
+    start, training = {name: weight.detach().clone() for name, weight in weights.items()}, model.training
     try:
-        remove_fast_layers(model)
-        expected = _losses_and_gradients(model.eval(), [{"input_ids": ids, "labels": ids} for ids in documents])
+        with torch.random.fork_rng(devices=[model.device]), torch.no_grad():
+            for name, parameter in weights.items():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.02)
+        expected = _loss_and_gradients(model.eval(), alone)
         prepare(model, path)
-        for _ in range(2):  # the fast path's first pass compiles, its second one records and replays a graph
-            found = _losses_and_gradients(model, [lay_end_to_end(documents)])
+        for _ in range(2):  # the fast path's first pass compiles, its second one records and replays graphs
+            found = _loss_and_gradients(model, [collate(examples)])
         return _compare(found, expected)
     except Exception as error:  # whatever it is, the padded path does without
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -115,25 +111,15 @@ def disprove(model, path: str) -> str:
             parameter.grad = None
 
 
-def lay_end_to_end(documents: list[torch.Tensor]) -> dict:
-    """The batch of `DataCollatorWithFlattening` for documents (1, T)."""
-    starts = torch.tensor([0, *(ids.shape[1] for ids in documents)]).cumsum(0).int().to(documents[0].device)
-    longest = max(ids.shape[1] for ids in documents)
-    labels = torch.cat(documents, 1)
-    labels[:, starts[:-1].long()] = -100
-    positions = torch.cat([torch.arange(ids.shape[1], device=starts.device) for ids in documents])
-    return {"input_ids": torch.cat(documents, 1), "labels": labels, "position_ids": positions[None], "cu_seq_lens_q": starts,
-            "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
-
-
-def _losses_and_gradients(model, batches: list[dict]) -> tuple[float, dict]:
-    """Mean loss per target over the batches and its gradients, one vector per kind of weight (its name without the layer)."""
+def _loss_and_gradients(model, batches: list[dict]) -> tuple[float, dict]:
+    """Mean loss over all targets and its gradients, one vector per kind of weight (name without layer)."""
     model.zero_grad(set_to_none=True)
-    targets = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
-    total = 0.0
-    for batch, count in zip(batches, targets, strict=True):
+    batches = [{name: torch.as_tensor(value, device=model.device) if not isinstance(value, int) else value
+                for name, value in batch.items()} for batch in batches]
+    targets, total = sum((batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batches), 0.0
+    for batch in batches:
         with torch.autocast("cuda", compute_dtype()):
-            loss = model(**batch, use_cache=False).loss * (count / sum(targets))
+            loss = model(**batch, num_items_in_batch=targets, use_cache=False).loss
         (loss * PROOF_SCALE).backward()
         total += float(loss.detach())
     kinds = {}
@@ -144,12 +130,12 @@ def _losses_and_gradients(model, batches: list[dict]) -> tuple[float, dict]:
 
 
 def _compare(found, expected) -> str:
-    """What differs by more than TOLERANCE; "" if nothing does."""
-    if not abs(found[0] - expected[0]) <= TOLERANCE["loss"]:  # not: NaN must fail
+    """What differs by more than the tolerance; "" if nothing does."""
+    if not abs(found[0] - expected[0]) <= LOSS_TOLERANCE:  # not: NaN must fail
         return f"its loss is {found[0]:.4f}, transformers' {expected[0]:.4f}"
     for kind, gradient in expected[1].items():
         error = float((found[1][kind] - gradient).norm() / gradient.norm())
-        if not error <= TOLERANCE["gradient"]:
+        if not error <= GRADIENT_TOLERANCE:
             return f"the gradient of {kind} differs by {error:.0%} from transformers'"
     return ""
 
@@ -160,7 +146,7 @@ def _flattened_forward(causal, original, *args, **inputs):
         return original(*args, **inputs)
     from transformers import AttentionInterface
 
-    AttentionInterface.register("medqa_varlen", _attend_varlen)  # registered without a mask: attention goes by the starts
+    AttentionInterface.register("medqa_varlen", _attend_varlen)  # without a mask
     before, causal.config._attn_implementation = causal.config._attn_implementation, "medqa_varlen"
     try:
         return original(*args, **{**inputs, "use_cache": False})
@@ -168,12 +154,12 @@ def _flattened_forward(causal, original, *args, **inputs):
         causal.config._attn_implementation = before
 
 
-def _attend_varlen(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, max_length_q=None, **_):
+def _attend_varlen(module, query, key, value, mask, scaling=None, cu_seq_lens_q=None, max_length_q=None, **_):
     """(1, heads, T, D) queries, causal within each document; grouped-query heads are read natively."""
     from torch.nn.attention.varlen import varlen_attn
 
-    dtype = torch.get_autocast_dtype("cuda") if query.dtype == torch.float32 else query.dtype  # DoRA leaves float32
+    dtype = torch.get_autocast_dtype("cuda") if query.dtype == torch.float32 else query.dtype  # as DoRA
     query, key, value = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
-    out = varlen_attn(query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
-                      window_size=(-1, 0))
+    bounds = cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q
+    out = varlen_attn(query, key, value, *bounds, scale=scaling, window_size=(-1, 0))
     return out[None], None

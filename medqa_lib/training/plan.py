@@ -1,12 +1,7 @@
-"""How a training step is computed on this machine: by which path, in which precision, how many rows at a time.
-
-None of it changes the recipe: a step has as many examples and the same loss whatever is planned.
-"""
+"""How a training step is computed: which path, which precision, how many rows at a time. The recipe stays."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,39 +15,28 @@ except ImportError:  # the folder was deleted: everything takes the padded path
 
 PATHS = ("padded", "padding_free", "fast")  # slowest first
 PROBE_TOKENS = 1024
-CPU_ROWS = 8
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What `plan_training` chose. Batch size * accumulation steps * processes is the experiment's total batch size.
+    """What `plan_training` chose. Batch size * accumulation steps * processes is the experiment's."""
 
-    Attributes:
-        path: "padded" (transformers as it is), "padding_free" (its layers on documents laid end to end) or "fast".
-        why: the choice and its reason in one line.
-    """
-
-    path: str
+    path: str  # "padded": transformers as it is; "padding_free": its layers, rows end to end; "fast"
     dtype: torch.dtype
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
-    why: str
+    why: str  # the choice and its reason in one line
 
     def halved(self) -> TrainingPlan:
-        """The plan to go on with after running out of memory: at most half as many rows at a time, as many in a step.
-
-        Raises:
-            ValueError: it is one row at a time already.
-        """
+        """The plan after running out of memory: at most half as many rows at a time, as many in a step."""
         if self.per_device_train_batch_size == 1:
             raise ValueError("Out of memory with one row at a time: shorten max_length or take a larger GPU.")
         rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
         size = largest_divisor(rows, self.per_device_train_batch_size // 2)
         why = f"{self.path}, {size} rows x {rows // size}: {self.per_device_train_batch_size} did not fit"
-        return dataclasses.replace(self, per_device_train_batch_size=size, why=why,
-                                   gradient_accumulation_steps=rows // size)
+        return TrainingPlan(self.path, self.dtype, size, rows // size, why)
 
-    def collator(self, padding_collator: Callable) -> Callable:
+    def collator(self, padding_collator):
         """The collator of this path; the padded one is the caller's."""
         if self.path == "padded":
             return padding_collator
@@ -62,66 +46,58 @@ class TrainingPlan:
 
     def trainer_arguments(self) -> dict:
         """What `transformers.TrainingArguments` must be told; the rest is the experiment's."""
-        arguments = {"per_device_train_batch_size": self.per_device_train_batch_size,
+        arguments = {"bf16": self.dtype == torch.bfloat16, "fp16": self.dtype == torch.float16,
+                     "per_device_train_batch_size": self.per_device_train_batch_size,
                      "gradient_accumulation_steps": self.gradient_accumulation_steps,
-                     "bf16": self.dtype == torch.bfloat16, "fp16": self.dtype == torch.float16,
                      "optim": "adamw_torch_fused"}
-        if self.path != "padded":  # the CPU must never wait for the GPU: no look at the loss, no blocking copy
+        if self.path != "padded":  # the CPU must not wait for the GPU: no look at the loss, no blocking copy
             arguments |= {"logging_nan_inf_filter": False, "dataloader_pin_memory": True,
                           "accelerator_config": {"non_blocking": True}}
         return arguments
 
 
 def plan_training(model, total_batch_size: int = 32, max_length: int = 512, *, path: str | None = None,
-                  per_device_train_batch_size: int | None = None, processes: int = 1) -> TrainingPlan:
+                  processes: int = 1, examples: list[dict] | None = None) -> TrainingPlan:
     """Choose from the GPU and the model, and leave the PEFT `model` ready for the chosen path.
 
-    Args:
-        path: the path to take, by default the fastest that this machine and model allow.
-        per_device_train_batch_size: rows at a time, by default as many as fit.
-        processes: how many train together. Each calls this; the one with the least memory decides for all.
-    Raises:
-        ValueError: a path that is not available here, or rows that cannot be shared equally.
+    `examples`: a few encoded rows, on which a fast path must show that it computes what transformers does.
+    Each of the `processes` that train together calls this; the one with the least memory decides for all.
     """
     if total_batch_size % processes:
-        possible = ", ".join(str(n) for n in range(1, total_batch_size + 1) if total_batch_size % n == 0)
-        raise ValueError(f"Batch size {total_batch_size} is not divisible by {processes} processes; use {possible}.")
+        divisors = [n for n in range(1, total_batch_size + 1) if total_batch_size % n == 0]
+        raise ValueError(f"{total_batch_size} rows cannot be shared by {processes} processes: use {divisors}")
     rows, device = total_batch_size // processes, next(model.parameters()).device
-    path, reason = _choose_path(model, path, processes)
+    path, reason = _choose_path(model, path, processes, examples)
     prepare_model(model, path)
-    fits, why = CPU_ROWS, "no GPU"
+    fits, why = 8, "no GPU"
     if device.type == "cuda":
         token_bytes = measure_bytes_per_token(model, path)
         torch.cuda.empty_cache()
         free_bytes = torch.cuda.mem_get_info(device)[0]
         fits = max(1, int(0.8 * free_bytes / (token_bytes * max_length)))
-        why = (f"{torch.cuda.get_device_name(device)}, {free_bytes / 2**30:.1f} GiB free, {token_bytes / 2**20:.2f} MiB "
-               f"per token, so {fits} rows of {max_length} tokens fit")
-    size = per_device_train_batch_size or _smallest_of_all(largest_divisor(rows, fits), processes)
-    if rows % size:
-        raise ValueError(f"per_device_train_batch_size {size} does not divide the {rows} rows of a process in a step.")
+        why = (f"{torch.cuda.get_device_name(device)}, {free_bytes / 2**30:.1f} GiB free, "
+               f"{token_bytes / 2**20:.2f} MiB per token, so {fits} rows of {max_length} tokens fit")
+    size = _smallest_of_all(largest_divisor(rows, fits), processes)
     why = f"{path}, {size} rows x {rows // size}: {why}" + (f"; {reason}" if reason else "")
     return TrainingPlan(path, compute_dtype(), size, rows // size, why)
 
 
-def _choose_path(model, wanted: str | None, processes: int) -> tuple[str, str]:
-    """(path, why not a faster one), the same in all processes."""
+def _choose_path(model, wanted: str | None, processes: int, examples) -> tuple[str, str]:
     path, reason = "padded", "" if fast else "medqa_lib/fast is missing"
     if fast and wanted != "padded" and next(model.parameters()).device.type == "cuda":
-        path, reason = fast.choose_path(model, wanted)
+        path, reason = fast.choose_path(model, wanted, examples)
     if wanted not in (None, path):
-        raise ValueError(f"Path {wanted!r} is not available on this machine ({reason or 'no GPU'}); expected one of {PATHS}.")
+        raise ValueError(f"Path {wanted!r} is not available here: {reason or 'no GPU'}. Use 'padded'.")
     return PATHS[_smallest_of_all(PATHS.index(path), processes)], reason
 
 
 def prepare_model(model, path: str) -> None:
-    """Let `model` take the batches of the path's collator. Other calls (generation, padded batches) work as before."""
+    """Let `model` take the batches of the path's collator; other calls (generation, padded batches) stay."""
     if fast:
         fast.prepare(model, path)
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is at most `limit`."""
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
@@ -138,12 +114,12 @@ def _smallest_of_all(number: int, processes: int) -> int:
 
 def measure_bytes_per_token(model, path: str) -> float:
     """Peak memory of one forward and backward pass per token. Draws no random number that training would."""
-    device, tokens = next(model.parameters()).device, PROBE_TOKENS // 2
-    example = {"input_ids": [1] * tokens, "labels": [1] * tokens}
+    ids = torch.ones(2, PROBE_TOKENS // 2, dtype=torch.long)
     plan = TrainingPlan(path, compute_dtype(), 2, 1, "to measure")
-    batch = plan.collator(lambda rows: {name: torch.tensor([row[name] for row in rows]) for name in example})([example] * 2)
+    examples = [{"input_ids": row, "labels": row} for row in ids.tolist()]
+    batch = plan.collator(lambda rows: {"input_ids": ids, "labels": ids})(examples)
+    device, training = next(model.parameters()).device, model.training
     batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-    training = model.training
     with torch.random.fork_rng(devices=[device]):
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

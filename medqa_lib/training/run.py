@@ -98,6 +98,7 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     if experiment.label_policy == "padding_supervised":
         path = "padded"  # the other paths have no padding
     plan = planning.plan_training(model, experiment.total_batch_size, experiment.max_length, path=path,
+                                  examples=[train[row] for row in range(min(4, len(train)))],
                                   processes=int(os.environ.get("WORLD_SIZE", "1")))
     describe_run(experiment, session, counts, report["verdict"])
     session.say("Trainable: {:,} parameters, {:.3%}".format(*trainable_share(model)))

@@ -45,9 +45,9 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch.nn.attention import sdpa_kernel  # noqa: E402
 
-from medqa_lib import generation  # noqa: E402
 from medqa_lib.config import PROFILES, LoraSettings  # noqa: E402
 from medqa_lib.data.sources import SAMPLE_DIR, load_sources  # noqa: E402
+from medqa_lib.evaluation import generation  # noqa: E402
 from medqa_lib.fast import decode as fast_decode  # noqa: E402
 from medqa_lib.model import add_lora, load_base_model, load_merged, load_tokenizer  # noqa: E402
 from medqa_lib.prompts import encode_prompt  # noqa: E402
@@ -127,7 +127,7 @@ def speed(seconds: list[float], tokens: int) -> dict:
 
 
 def plain(
-    model, eos_id: int, batch: list[list[int]], new_tokens: int, backends=fast_decode.BACKENDS
+    model, eos_id: int, batch: list[list[int]], new_tokens: int, backends=generation.BACKENDS
 ) -> list[list[int]]:
     """generate() on one left-padded batch; backends None leaves torch's own order."""
     ids, mask = generation.pad_left(batch, eos_id, model.device)
@@ -137,7 +137,8 @@ def plain(
 
 def fast(decoder, batch: list[list[int]], new_tokens: int) -> list[list[int]]:
     ids, mask = generation.pad_left(batch, decoder.eos_id, decoder.model.device)
-    return decoder(ids, mask, new_tokens)
+    with sdpa_kernel(generation.BACKENDS):
+        return decoder(ids, mask, new_tokens)
 
 
 def first_tokens_equal(a: list[list[int]], b: list[list[int]], count: int = 16) -> float:

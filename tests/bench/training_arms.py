@@ -33,9 +33,10 @@ from transformers import (
 )
 
 from medqa_lib.config import ALL_LINEAR, QKV
-from medqa_lib.fast import plan as planning
+from medqa_lib.fast import paths
 from medqa_lib.fast import train as fast_train
 from medqa_lib.fast.train import FastStep, LinearGroup
+from medqa_lib.training import plan as planning
 
 # Steps, of which warm-up: two rounds of the batches, since a larger batch than before has the graphs of all sizes recorded again.
 LONG, SHORT = ((7, 6), (2, 1)) if CPU else ((8 * CYCLE, 2 * CYCLE), (6 * CYCLE, 2 * CYCLE))
@@ -199,13 +200,12 @@ class SequentialTrainer(Trainer):
         return SequentialSampler(self.train_dataset)
 
 
-def plan_for(path: str, per_device_train_batch_size: int = ROWS, keep_weights: bool = True, rows: int = ROWS):
+def plan_for(path: str, per_device_train_batch_size: int = ROWS, rows: int = ROWS):
     return planning.TrainingPlan(
         path,
         DTYPE,
         per_device_train_batch_size,
         rows // per_device_train_batch_size,
-        keep_weights,
         "as the benchmark says",
     )
 
@@ -291,10 +291,14 @@ def graph_times():
     def timed_replay(self, batch):
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         events[0].record()
-        loss = replay(self, batch)
-        events[1].record()
+        loss, backward = replay(self, batch)
         times["passes"].append(events)
-        return loss
+
+        def timed_backward(grad):
+            backward(grad)
+            events[1].record()
+
+        return loss, timed_backward
 
     with patched(FastStep, "record", timed_record), patched(FastStep, "replay", timed_replay):
         yield times
@@ -360,7 +364,7 @@ def run_padded() -> None:
 
 def run_flattened() -> None:
     if CPU:
-        planning._attend_varlen = varlen_on_cpu
+        paths._attend_varlen = varlen_on_cpu
     model = load_model()
     with guarded("padding_free"):
         planning.prepare_model(model, "padding_free")
@@ -398,7 +402,7 @@ def fast_arm(
     model = load_model(targets, dropout) if model is None else renew(model, targets, dropout)
     with guarded(name):
         fast_train.install_fast_layers(model, keep_weights)
-        train(model, plan_for("fast", per_device_train_batch_size, keep_weights), name, *steps, **extra)
+        train(model, plan_for("fast", per_device_train_batch_size), name, *steps, **extra)
     return model
 
 
@@ -434,12 +438,18 @@ def run_ablation() -> None:
         model = fast_arm("fast less non-blocking copies", model, accelerator_config={"non_blocking": False})
         model = fast_arm("fast less unfiltered losses", model, logging_nan_inf_filter=True)
         model = fast_arm("fast, two loader workers", model, dataloader_num_workers=2)
-    with patched(FastStep, "replay", lambda self, batch: self.compute(batch, need_grad=True)):
+    with patched(FastStep, "replay", replay_without_graphs):
         model = fast_arm("fast less graphs", model)
     with patched(LinearGroup, "forward", forward_with_separate_b):
         model = fast_arm("fast less B inside the matmul", model)
     with patched(FastStep, "completion_loss", torch_answer_loss):
         fast_arm("fast less own cross-entropy", model)
+
+
+def replay_without_graphs(self, batch):
+    """The first pass again and again."""
+    self.compiled.clear()
+    return self.run(batch, need_grad=True)
 
 
 def forward_with_separate_b(self, mode, source, rstd, norm, training, seed, plain=LinearGroup.forward):
@@ -460,17 +470,13 @@ def forward_with_separate_b(self, mode, source, rstd, norm, training, seed, plai
 def torch_answer_loss(self, hidden, delta, batch, need_grad):
     """Ablation: final norm, logits and loss by torch, in one piece."""
     model = self.causal
-    h = (hidden + delta).requires_grad_()
+    h, rstd = fast_train.kernels.add_rstd(hidden, delta, model.config.rms_norm_eps)
+    x = (h.float() * rstd[:, None]).to(h.dtype) * model.model.norm.weight
     with torch.enable_grad():
-        x = h.float()
-        x = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + model.config.rms_norm_eps)).to(
-            h.dtype
-        ) * model.model.norm.weight
-        loss = (
-            cross_entropy((x @ model.lm_head.weight.t()).float(), batch.targets, reduction="sum")
-            * batch.scale.sum()
-        )
-    return loss.detach(), torch.autograd.grad(loss, h)[0] if need_grad else None
+        logits = x.requires_grad_() @ model.lm_head.weight.t()
+        loss = cross_entropy(logits.float(), batch.targets, reduction="sum")
+    grad = torch.autograd.grad(loss, x)[0] if need_grad else None
+    return loss.detach() * batch.scale.sum(), (grad, h, rstd)
 
 
 def run_growth() -> None:
@@ -505,7 +511,7 @@ def run_memory() -> None:
     total = 1e9 if CPU else torch.cuda.get_device_properties(0).total_memory
     model = None
     for gpu, limit, path in (
-        ("T4", 15e9, "padded"),
+        ("T4", 15e9, "fast"),
         ("L4", 22e9, "fast"),
         ("A100", 40e9, "fast"),
         ("this GPU", total, "fast"),
@@ -520,13 +526,17 @@ def run_memory() -> None:
                     m.free_memory()
                     model = load_model(dtype=dtype)
                 model = renew(model)
-                settings = {}
-                if not CPU:
+                if CPU:
+                    plan = planning.plan_training(model, ROWS, tokens)
+                else:
                     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
-                    settings = dict(
-                        path=path, dtype=dtype, free_bytes=int(limit - torch.cuda.memory_allocated())
-                    )
-                plan = planning.plan_training(model, ROWS, tokens, **settings)
+                    free = int(limit - torch.cuda.memory_allocated())
+                    capability = (7, 5) if gpu == "T4" else (8, 0)
+                    with (
+                        patched(torch.cuda, "mem_get_info", lambda device=None, found=(free, int(limit)): found),
+                        patched(torch.cuda, "get_device_capability", lambda device=None, c=capability: c),
+                    ):
+                        plan = planning.plan_training(model, ROWS, tokens, path=path)
                 row = full_length_steps(model, plan, tokens)
                 record(
                     memory=gpu,
@@ -534,7 +544,6 @@ def run_memory() -> None:
                     tokens=tokens,
                     path=plan.path,
                     per_device_train_batch_size=plan.per_device_train_batch_size,
-                    keep_weights=plan.keep_weights,
                     dtype=str(dtype),
                     why=plan.why,
                     **row,
@@ -598,7 +607,7 @@ def check_numbers(model) -> None:
 def flat_batch(examples: list[dict]) -> dict:
     return {
         key: value.to(DEVICE) if torch.is_tensor(value) else value
-        for key, value in planning.FlatCollator()(examples).items()
+        for key, value in plan_for("fast").collator(None)(examples).items()
     }
 
 
@@ -673,7 +682,7 @@ def profile(model) -> None:
 
 
 if CPU:
-    from test_fast_train import attend_backward_on_cpu, attend_on_cpu
+    from fast_helpers import attend_backward_on_cpu, attend_on_cpu
 
     fast_train.DecoderLayer.attend, fast_train.DecoderLayer.attend_backward = (
         attend_on_cpu,

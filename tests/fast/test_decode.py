@@ -142,10 +142,10 @@ def test_is_supported_wants_a_plain_llama_and_a_gpu_with_bfloat16(monkeypatch):
     model = make_model()
     assert not is_supported(model)
     monkeypatch.setattr(LlamaForCausalLM, "device", torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert is_supported(model)
     with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        patch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
         assert not is_supported(model)
     model.model.layers[1].self_attn.q_proj = type("Linear4bit", (torch.nn.Linear,), {})(48, 48)
     assert not is_supported(model)
@@ -180,14 +180,16 @@ def test_fast_decoder_equals_generate_on_real_weights():
     assert FastDecoder(model, tokenizer.eos_token_id)(ids, mask, 24) == expected
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
-    reason="needs a GPU of capability 8.0",
-)
-def test_fast_decoder_equals_generate_with_graphs(small_buckets):
-    model = make_model().cuda()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_fast_decoder_equals_generate_with_graphs(small_buckets, dtype):
+    model = make_model().to("cuda", dtype)
     assert is_supported(model)
     decoder = FastDecoder(model, 5)
     for rows, longest in [(12, 20), (8, 9), (14, 30)]:
         ids, mask = make_batch(rows, longest, seed=rows, device="cuda")
-        assert decoder(ids, mask, 40) == decode_with_generate(model, ids, mask, 40, 5)
+        expected = decode_with_generate(model, ids, mask, 40, 5)
+        same = [row == other for row, other in zip(decoder(ids, mask, 40), expected, strict=True)]
+        assert (
+            sum(same) >= (1.0 if dtype == torch.float32 else 0.7) * rows
+        )  # in 16 bits near ties may fall otherwise

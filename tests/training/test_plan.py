@@ -30,7 +30,7 @@ def test_plan_training_without_gpu_is_padded_float32():
 
 
 def test_plan_training_divides_the_rows_among_processes():
-    plan = plan_training(make_model(), total_batch_size=32, processes=2, per_device_train_batch_size=4)
+    plan = plan_training(make_model(), total_batch_size=32, processes=2)
     assert plan.per_device_train_batch_size * plan.gradient_accumulation_steps * 2 == 32
 
 
@@ -78,7 +78,7 @@ def test_all_processes_take_what_the_smallest_can_hold(tmp_path):
 
 @pytest.mark.parametrize(
     "choice",
-    [{"path": "fast"}, {"path": "padding_free"}, {"path": "best"}, {"per_device_train_batch_size": 5}],
+    [{"path": "fast"}, {"path": "padding_free"}, {"path": "best"}],
 )
 def test_plan_training_refuses_what_cannot_be_had(choice):
     with pytest.raises(ValueError):
