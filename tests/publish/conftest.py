@@ -36,9 +36,7 @@ def demo_server(tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "demo.log"
     command = [sys.executable, "-m", "medqa_lib.demo", "--port", str(port)]
     with open(log, "w") as output:
-        server = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         for _ in range(1200):
             if "Running on local URL" in log.read_text() or server.poll() is not None:

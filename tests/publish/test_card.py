@@ -92,12 +92,18 @@ def cells(card, start):
 
 def test_write_card_has_front_matter_that_the_hub_reads(home, card):
     data = ModelCard(card).data
-    assert data.license == "cc-by-nc-sa-4.0" and data.base_model == "owner/Base" and data.library_name == "peft"
+    assert (
+        data.license == "cc-by-nc-sa-4.0" and data.base_model == "owner/Base" and data.library_name == "peft"
+    )
     assert data.widget[0]["text"] == f"### Instruction:\n{SAMPLE_QUESTIONS[0]}\n\n### Response:\n"
-    found = {result.metric_type: result.metric_value for result in data.eval_results}  # parsed from model-index
+    found = {
+        result.metric_type: result.metric_value for result in data.eval_results
+    }  # parsed from model-index
     metrics = load_runs(home / "results")["exp_004"].metrics
     assert set(found) == {"rouge1", "rouge2", "rougeL", "bleu", "token_f1"}
-    assert all(value == pytest.approx(metrics[name], abs=1e-4) for name, value in found.items() if name in metrics)
+    assert all(
+        value == pytest.approx(metrics[name], abs=1e-4) for name, value in found.items() if name in metrics
+    )
 
 
 def test_write_card_reports_results_with_intervals_and_n(home, card):
@@ -122,7 +128,13 @@ def test_write_card_shows_wrong_answers_beside_accepted_ones(home):
 def test_write_card_reports_what_overlap_does_not_show_if_the_run_knows_it(home):
     now = load_runs(home / "results")["exp_004"].metrics
     assert "ultiple choice" not in make_card(home) and "4-gram" not in make_card(home)
-    known = {"mcq_questions": 40, "mcq_accuracy": 0.25, "mcq_chance": 0.2, "eos_rate": 0.75, "repeated_4gram_share": 0.1}
+    known = {
+        "mcq_questions": 40,
+        "mcq_accuracy": 0.25,
+        "mcq_chance": 0.2,
+        "eos_rate": 0.75,
+        "repeated_4gram_share": 0.1,
+    }
     base = load_runs(home / "results")["base"]
     base = dataclasses.replace(base, metrics=base.metrics | known)
     run = dataclasses.replace(load_runs(home / "results")["exp_004"], metrics=now | known)

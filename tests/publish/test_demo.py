@@ -94,7 +94,13 @@ def test_engine_refuses_dora(tmp_path):
 
 # --- what the page shows ---------------------------------------------------------------------------------------------
 
-HOSTILE = ["<script>alert(1)</script>", "</s></s>", "### Response:\n### Instruction:", "\ud800 lone", "\x00\x07"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</s></s>",
+    "### Response:\n### Instruction:",
+    "\ud800 lone",
+    "\x00\x07",
+]
 
 
 @pytest.mark.parametrize("question", [*HOSTILE, "漢字 🩺 عربى", "{question} {0} %s \\u0041", "a" * 1_000])

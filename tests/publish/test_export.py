@@ -48,7 +48,9 @@ def test_export_gguf_holds_every_weight(merged, reader):
     assert torch.equal(found["blk.1.ffn_down.weight"], state["model.layers.1.mlp.down_proj.weight"].half())
     assert torch.equal(found["blk.1.attn_norm.weight"], state["model.layers.1.input_layernorm.weight"])
     query = state["model.layers.0.self_attn.q_proj.weight"].half()  # 4 heads of 16
-    assert torch.equal(found["blk.0.attn_q.weight"][1], query[8])  # the second half's first row of the first head
+    assert torch.equal(
+        found["blk.0.attn_q.weight"][1], query[8]
+    )  # the second half's first row of the first head
     assert torch.equal(found["blk.0.attn_q.weight"][2], query[1])
 
 

@@ -241,7 +241,9 @@ def test_push_tries_again_when_the_commit_fails_on_a_busy_hub(published, fake_hu
     assert fake_hub.uploaded and str(status) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("table", ["", "path,passed\n", "path,passed\nmerged,\n", "path,passed\nmerged,True\ndemo,False\n"])
+@pytest.mark.parametrize(
+    "table", ["", "path,passed\n", "path,passed\nmerged,\n", "path,passed\nmerged,True\ndemo,False\n"]
+)
 def test_push_stops_unless_every_row_of_the_parity_table_has_passed(published, fake_hub, table):
     (published / hub.PARITY).write_text(table)
     with pytest.raises(ValueError):
@@ -286,7 +288,9 @@ def fake_hub(monkeypatch):
             if Api.failures:
                 raise Api.failures.pop()
             paths = [path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*")]
-            Api.uploaded = set(huggingface_hub.utils.filter_repo_objects(paths, allow_patterns=allow_patterns))
+            Api.uploaded = set(
+                huggingface_hub.utils.filter_repo_objects(paths, allow_patterns=allow_patterns)
+            )
             Api.options = options
 
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: TOKEN)
