@@ -8,14 +8,17 @@ import warnings
 
 __version__ = "0.1.0"
 
-# Libraries import tqdm.auto, which would like ipywidgets; this project's bars are plain text that GitHub shows.
+# Libraries import tqdm.auto, which asks for ipywidgets; this project's bars are plain text that GitHub shows.
 warnings.filterwarnings("ignore", message="IProgress not found")
 # PEFT 0.21 asks transformers 5.23 in a way that is deprecated; the warning's text has a path of the machine.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
-# Logger -> words of a warning that asks for nothing that this project needs. bitsandbytes proposes a package that would
-# fetch native code at run time; transformers says what model.load_merged does on purpose; torchao looks for extensions.
-CHATTER = {"bitsandbytes.backends.cpu.ops": "gemm_4bit_forward", "transformers.integrations.bitsandbytes": "are dequantized",
-           "torchao": "Failed to load", "torch.utils._pytree": "natively supported"}
+# Logger -> words of a warning that this project does not need.
+CHATTER = {
+    "bitsandbytes.backends.cpu.ops": "gemm_4bit_forward",  # proposes to fetch native code at run time
+    "transformers.integrations.bitsandbytes": "are dequantized",  # what model.load_merged does on purpose
+    "torchao": "Failed to load",  # extensions for other builds of torch
+    "torch.utils._pytree": "natively supported",
+}
 for _name, _words in CHATTER.items():
     logging.getLogger(_name).addFilter(lambda record, words=_words: words not in str(record.msg))

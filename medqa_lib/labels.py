@@ -1,7 +1,7 @@
 """Label policies: which tokens the loss sees, and who shifts them.
 
-The target of position t is token t + 1. `LlamaForCausalLM` does that shift inside its loss, so labels must be aligned
-with the input ids. Labels that are shifted beforehand are shifted twice: position t then learns token t + 2.
+The target of position t is token t + 1. `LlamaForCausalLM` does that shift inside its loss, so labels must be
+aligned with the input ids. Labels shifted beforehand are shifted twice: position t learns token t + 2.
 `audit_policy` finds that before a run starts.
 """
 
@@ -53,7 +53,8 @@ def label_ids(input_ids: list[int], prompt_tokens: int, policy: str = "aligned",
     if policy not in POLICIES:
         raise ValueError(f"Unknown label policy {policy!r}; expected one of {', '.join(POLICIES)}.")
     if not 0 < prompt_tokens < len(input_ids):
-        raise ValueError(f"No answer token is left: {prompt_tokens} prompt tokens of {len(input_ids)}. Raise max_length.")
+        raise ValueError(f"No answer token is left: {prompt_tokens} prompt tokens of {len(input_ids)}. "
+                         "Raise max_length.")
     if policy == "full_sequence":
         return list(input_ids)
     labels = [IGNORE_INDEX] * prompt_tokens + input_ids[prompt_tokens:]
@@ -68,8 +69,8 @@ def make_collator(tokenizer: PreTrainedTokenizerBase, policy: str = "aligned",
                   max_length: int | None = None) -> DataCollatorForSeq2Seq:
     """transformers' collator: input_ids, attention_mask and labels, (B, T) each, padded on the right.
 
-    Padding is labelled by its position, not by its id: the pad token often is EOS, which must stay supervised.
-    Policy `padding_supervised` makes a known mistake: all rows have max_length, and padding is learned as EOS.
+    Padding is labelled by its position, not by its id: the pad token often is EOS, which is to be learned.
+    Policy `padding_supervised` makes a known mistake: rows have max_length, and it learns padding as EOS.
     """
     from transformers import DataCollatorForSeq2Seq
 
@@ -84,28 +85,28 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, question: str, answer: st
     """Prompt, answer and EOS as {"input_ids", "labels"}: lists of at most max_length ids, unpadded.
 
     Prompt and answer are tokenised together: apart, a Llama tokenizer would put a space before the answer.
-    Truncation: `cut` ends mid-answer without EOS, `drop` refuses the row, `sentence` ends at the last sentence that
-    fits and closes with EOS. If not even the first one fits, `sentence` does as `cut`: an EOS would teach to stop
-    mid-sentence.
+    Truncation: `cut` ends mid-answer without EOS, `drop` refuses the row, `sentence` ends with EOS after the
+    last sentence that fits. If not even the first one fits, it does as `cut`: EOS would teach to stop there.
 
     Raises:
         ValueError: unknown policy or truncation, or the row cannot be used; the message says why.
     """
     (ids, prompt_tokens, outcome), = _encode_batch(tokenizer, [question], [answer], max_length, truncation)
     if outcome in UNUSABLE:
-        raise ValueError(f"The row cannot be used (max_length {max_length}): {UNUSABLE[outcome]}. It begins {question[:60]!r}.")
+        raise ValueError(f"The row cannot be used (max_length {max_length}): {UNUSABLE[outcome]}. "
+                         f"It begins {question[:60]!r}.")
     return {"input_ids": ids, "labels": label_ids(ids, prompt_tokens, policy, tokenizer.eos_token_id)}
 
 
 def encode_split(tokenizer: PreTrainedTokenizerBase, split: Dataset, max_length: int, policy: str = "aligned",
                  truncation: str = "sentence") -> tuple[Dataset, dict[str, int]]:
-    """Every row of a split as `encode_example` encodes it. Rows that cannot be used are counted, not silently lost.
+    """Every row of a split as `encode_example` encodes it. Rows that cannot be used are counted.
 
     Args:
         split: has columns question, answer and perhaps source.
     Returns:
-        (Dataset with input_ids, labels and source; counts). counts has rows, kept, tokens, supervised_tokens and the
-        rows of each outcome: whole, cut_at_sentence, cut_mid_answer and the keys of `UNUSABLE` that occurred.
+        (Dataset with input_ids, labels and source; counts: rows, kept, tokens, supervised_tokens and those of
+        whole, cut_at_sentence, cut_mid_answer and the keys of `UNUSABLE` that occurred)
     Raises:
         ValueError: unknown policy or truncation, or no row is left.
     """
@@ -125,25 +126,27 @@ def encode_split(tokenizer: PreTrainedTokenizerBase, split: Dataset, max_length:
                 columns["source"].append(source)
     kept = len(columns["input_ids"])
     if not kept:
-        raise ValueError(f"None of {len(split)} rows can be used (max_length {max_length}): {dict(outcomes)}. Raise max_length.")
+        raise ValueError(f"None of {len(split)} rows is usable (max_length {max_length}): {dict(outcomes)}.")
+    supervised = sum(len(row) - row.count(IGNORE_INDEX) for row in columns["labels"])
     counts = {"rows": len(split), "kept": kept, "tokens": sum(map(len, columns["input_ids"])),
-              "supervised_tokens": sum(len(row) - row.count(IGNORE_INDEX) for row in columns["labels"]), **outcomes}
+              "supervised_tokens": supervised, **outcomes}
     return Dataset.from_dict(columns), counts
 
 
-def _encode_batch(tokenizer, questions, answers, max_length: int, truncation: str) -> list[tuple[list[int], int, str]]:
+def _encode_batch(tokenizer, questions, answers, max_length: int,
+                  truncation: str) -> list[tuple[list[int], int, str]]:
     """(ids with EOS, prompt tokens, outcome) of each row; ids of an unusable row have no meaning."""
     if truncation not in TRUNCATIONS:
         raise ValueError(f"Unknown truncation {truncation!r}; expected one of {', '.join(TRUNCATIONS)}.")
     prompts = [format_prompt(question) for question in questions]
     answers = [escape_special_tokens(answer.strip()) for answer in answers]
     prompt_rows = strip_eos(tokenizer, tokenizer(prompts)["input_ids"])
-    # verbose: no warning about rows beyond the model's own length, they are cut below.
-    encoding = tokenizer([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], verbose=False)
-    rows = strip_eos(tokenizer, encoding["input_ids"])
+    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    encoding = tokenizer(texts, verbose=False)  # no warning about rows that are too long: they are cut below
+    rows = zip(questions, answers, prompt_rows, strip_eos(tokenizer, encoding["input_ids"]), strict=True)
     controls = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     encoded = []
-    for row, (question, answer, prompt_ids, ids) in enumerate(zip(questions, answers, prompt_rows, rows, strict=True)):
+    for row, (question, answer, prompt_ids, ids) in enumerate(rows):
         outcome = "whole"
         if not question.strip() or not answer:
             outcome = "empty"
@@ -154,25 +157,28 @@ def _encode_batch(tokenizer, questions, answers, max_length: int, truncation: st
         elif not controls.isdisjoint(ids[1:]):
             outcome = "control_token"
         elif len(ids) >= max_length:
-            tokens, outcome = _tokens_to_keep(encoding, row, len(prompts[row]), answer, max_length, truncation)
-            ids = ids[:tokens]
+            kept, outcome = _tokens_to_keep(encoding, row, len(prompts[row]), answer, max_length, truncation)
+            ids = ids[:kept]
         if outcome != "cut_mid_answer":
             ids = [*ids, tokenizer.eos_token_id]
         encoded.append((ids, len(prompt_ids), outcome))
     return encoded
 
 
-def _tokens_to_keep(encoding, row: int, prompt_chars: int, answer: str, max_length: int, truncation: str) -> tuple[int, str]:
+def _tokens_to_keep(encoding, row: int, prompt_chars: int, answer: str, max_length: int,
+                    truncation: str) -> tuple[int, str]:
     """(ids to keep, outcome) of a row that does not fit with its EOS."""
     if truncation == "drop":
         return 0, "dropped_too_long"
     if truncation == "sentence":
-        last_char = encoding.token_to_chars(row, max_length - 2).end  # of the last id that leaves room for EOS
-        ends = [prompt_chars + match.end() for match in _SENTENCE_END.finditer(answer, 0, max(0, last_char + 1 - prompt_chars))]
+        last_char = encoding.token_to_chars(row, max_length - 2).end  # with room for EOS behind it
+        room = max(0, last_char + 1 - prompt_chars)
+        ends = [prompt_chars + match.end() for match in _SENTENCE_END.finditer(answer, 0, room)]
         for end in reversed(ends):
-            token = encoding.char_to_token(row, end - 1)
-            if token is not None and token < max_length - 1 and encoding.token_to_chars(row, token).end == end:
-                return token + 1, "cut_at_sentence"
+            last = encoding.char_to_token(row, end - 1)
+            whole = last is not None and encoding.token_to_chars(row, last).end == end
+            if whole and last < max_length - 1:
+                return last + 1, "cut_at_sentence"
     return max_length, "cut_mid_answer"
 
 
@@ -182,7 +188,7 @@ POLICY_FAULTS = {"aligned": set(), "preshifted": {"double_shift"}, "full_sequenc
 
 
 def audit_policy(model, tokenizer, examples, collator=None) -> dict:
-    """`audit.audit_batches` of encoded examples, and `policy`: the name of what was found, None if no policy is like that."""
+    """`audit.audit_batches` of encoded examples, and `policy`: the policy that was found, or None."""
     from medqa_lib import audit
 
     report = audit.audit_batches(examples, collator or make_collator(tokenizer), tokenizer, model, RESPONSE)
@@ -197,5 +203,6 @@ def require_policy(report: dict, policy: str) -> None:
         ValueError: it found another one; the message gives both and the audit's verdict.
     """
     if report["policy"] != policy:
-        raise ValueError(f"The experiment declares labels {policy!r}, the audit found {report['policy']!r}: {report['verdict']}. "
+        raise ValueError(f"The experiment declares labels {policy!r}, the audit found {report['policy']!r}: "
+                         f"{report['verdict']}. "
                          "Check the policy of the encoded data set, the collator, and who shifts the labels.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,18 +29,14 @@ def compute_dtype() -> torch.dtype:
 
 @functools.cache
 def cache_argument() -> str:
-    """What `forward` calls the keys and values of earlier tokens: `cache`, before transformers 5.24 `past_key_values`."""
+    """What `forward` calls earlier keys and values: `cache`, before transformers 5.24 `past_key_values`."""
     from transformers import LlamaForCausalLM
 
     return "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 
 
 def load_tokenizer(profile: Profile | None = None) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer, with EOS as padding where it has none (the collator never supervises padding).
-
-    Raises:
-        RuntimeError: it can be neither downloaded nor found in the cache.
-    """
+    """The model's tokenizer, with EOS as padding where it has none: the collator never supervises padding."""
     from transformers import AutoTokenizer
 
     tokenizer = _from_pretrained(AutoTokenizer, model_path(profile))
@@ -55,14 +52,12 @@ def load_base_model(profile: Profile | None = None, quantized: bool = True) -> P
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    options = {}
-    if quantized:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute_dtype())
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                             bnb_4bit_compute_dtype=compute_dtype())
     device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
     model = _from_pretrained(AutoModelForCausalLM, model_path(profile), dtype=compute_dtype(),
-                             device_map={"": device}, attn_implementation="sdpa", **options)
+                             device_map={"": device}, attn_implementation="sdpa",
+                             **({"quantization_config": nf4} if quantized else {}))
     for module in model.modules() if device == "cpu" else ():
         # On a CPU with AVX512-BF16 bitsandbytes would repack the weights at the first forward pass without
         # gradients. `dequantize` does not know that layout and would return other weights, without an error.
@@ -78,12 +73,12 @@ def _from_pretrained(auto_class, path: str, **options):
     if not Path(path).exists() and not hub_answers():
         print(f"The Hub does not answer: {path} is taken from the cache.")
         options["local_files_only"] = True
-    logging.disable_progress_bar()  # its widgets keep a notebook from rendering on GitHub; downloads show theirs
+    logging.disable_progress_bar()  # with its widgets GitHub does not render a notebook
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **options)
     except OSError as error:
-        raise RuntimeError(f"{path!r} could not be loaded: {hub_reason(error)}. Run again; files already fetched are "
-                           "kept. The model's name is in notebook 00's settings or MEDQA_MODEL.") from None
+        raise RuntimeError(f"{path!r} could not be loaded: {hub_reason(error)}. Check the model's name in "
+                           "notebook 00, or run again: files already fetched are kept.") from None
 
 
 def check_eos_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -96,24 +91,22 @@ def check_eos_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     own = own if isinstance(own, list) else [own]
     if own != [None] and tokenizer.eos_token_id not in own:
         names = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in own)
-        raise ValueError(f"The tokenizer's EOS is {tokenizer.eos_token!r} ({tokenizer.eos_token_id}), the model's is "
-                         f"{names}. The untuned model would never stop. Correct eos_token in the tokenizer's files.")
+        raise ValueError(f"The tokenizer's EOS is {tokenizer.eos_token!r} ({tokenizer.eos_token_id}), the "
+                         f"model's is {names}: it would never stop. Correct the tokenizer's eos_token.")
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 42) -> PeftModel:
-    """Freeze the model and add a LoRA adapter in float32; the same seed gives the same start in every experiment.
+    """Freeze the model and add a LoRA adapter in float32; the same seed gives the same start.
 
-    Embeddings, norms and head stay in the compute dtype. `prepare_model_for_kbit_training` would make them float32,
-    which takes a fifth more memory for activations and changes nothing here.
+    `prepare_model_for_kbit_training` is left out: it makes embeddings, norms and head float32, which takes a
+    fifth more memory for activations and changes nothing here.
     """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
-                        bias=settings.bias, target_modules=list(settings.target_modules),
-                        use_rslora=settings.use_rslora, use_dora=settings.use_dora, task_type="CAUSAL_LM",
-                        revision=getattr(model.config, "_commit_hash", None))  # the Hub's, if it came from there
+    fields = asdict(settings) | {"target_modules": list(settings.target_modules)}
+    revision = getattr(model.config, "_commit_hash", None)  # the Hub's, if the model came from there
     torch.manual_seed(seed)
-    return get_peft_model(model, config)
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", revision=revision, **fields))
 
 
 def trainable_share(model: PeftModel) -> tuple[int, float]:
@@ -124,13 +117,10 @@ def trainable_share(model: PeftModel) -> tuple[int, float]:
 
 def load_merged(adapter_dir: str | Path | None = None, profile: Profile | None = None,
                 base: PreTrainedModel | None = None) -> PreTrainedModel:
-    """The model that evaluation uses: NF4 base dequantised to the compute dtype, then the adapter merged into it.
+    """The model that evaluation uses: NF4 base dequantised to the compute dtype, the adapter merged into it.
 
-    In this order merging adds a relative logit error of 0.010. Merging into the original weights adds 0.21, since the
-    adapter was trained on the quantised ones, and merging in 4 bits 0.18.
-
-    Args:
-        base: an NF4 base that is in memory already; it is changed in place.
+    In this order merging adds a relative logit error of 0.010; in 4 bits 0.18, into the original weights
+    0.21, since the adapter was trained on the quantised ones. A `base` in NF4 is changed in place.
     """
     from peft import PeftModel
 

@@ -1,7 +1,7 @@
 """The one prompt template, both ways: a question to a prompt for generation, a pair to a text for training.
 
-Text of a data set is neutralised first, so that a row which contains `</s>` or `### Response:` cannot end its own
-answer or open a second turn.
+Text of a data set is escaped first, so that a row with `</s>` or `### Response:` cannot end its own answer or
+open a second turn.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import re
 
 TEMPLATE = "### Instruction:\n{question}\n\n### Response:\n"
 
-# <s>, </s>, <unk>, <|im_end|>, <repo_name>: what tokenizers write their control tokens as. "p <0.05" and "a < b" are not.
+# How tokenizers write control tokens: <s>, </s>, <unk>, <|im_end|>, <repo_name>. Not "p <0.05" and "a < b".
 _CONTROL_TOKEN = re.compile(r"<(?=[|/]?[A-Za-z][\w-]*\|?>)")
 _MARKER = re.compile(r"#{2,}(?=[ \t]*(?:Instruction|Response)[ \t]*:)", re.IGNORECASE)
 
 
 def escape_special_tokens(text: str) -> str:
-    """Make text that a tokenizer or this template would take for a control sign harmless, and leave it readable.
+    """Break up what a tokenizer or this template would take for a control sign, and leave it readable.
 
-    Only spaces are added; ordinary text comes back unchanged. A lone surrogate, which no tokenizer takes, becomes "?".
+    Only spaces are added. A lone surrogate, which no tokenizer takes, becomes "?".
 
     Example:
         >>> escape_special_tokens("Stop.</s> ### Response: p <0.05")
         'Stop.< /s> # # # Response: p <0.05'
     """
-    text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, as a browser may send it, is no text
+    text = text.encode("utf-8", "replace").decode("utf-8")  # a browser may send half of a surrogate pair
     text = _CONTROL_TOKEN.sub("< ", text)
     return _MARKER.sub(lambda match: " ".join(match[0]), text)
 
@@ -55,13 +55,13 @@ def encode_prompt(tokenizer, question: str) -> list[int]:
 
 
 def format_chat_prompt(tokenizer, question: str) -> str:
-    """The question in the chat template that the model was released with: the reference line beside our own prompt.
+    """The question in the chat template that the model was released with: a baseline beside our own prompt.
 
     Raises:
         ValueError: the tokenizer has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"{tokenizer.name_or_path or 'This tokenizer'} has no chat template; use format_prompt instead.")
+        raise ValueError(f"{tokenizer.name_or_path or 'This tokenizer'} has no chat template.")
     messages = [{"role": "user", "content": escape_special_tokens(question.strip())}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 

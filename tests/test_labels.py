@@ -165,7 +165,7 @@ def test_encode_split_equals_encode_example_row_by_row(llama_like, monkeypatch):
 
 
 def test_encode_split_with_nothing_left_is_an_error(llama_like):
-    with pytest.raises(ValueError, match=r"None of 5 rows can be used \(max_length 8\)"):
+    with pytest.raises(ValueError, match=r"None of 5 rows is usable \(max_length 8\)"):
         encode_split(llama_like, make_split(), 8)
 
 

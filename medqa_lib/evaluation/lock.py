@@ -1,4 +1,4 @@
-"""One process per run on one machine. Between machines on one Drive the newest start wins: `training.session`."""
+"""One process per run on one machine. Between machines on one Drive the newest wins: `training.session`."""
 
 from __future__ import annotations
 

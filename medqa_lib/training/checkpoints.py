@@ -1,8 +1,8 @@
 """Checkpoint folders: made valid by a manifest, verified, copied to the lasting folder, pruned.
 
-A folder `checkpoint-N` counts only with its `manifest.json`, which is written last and atomically: size and SHA-256
-of each file, the run's identity and its training time. SHA-256 after a flush shows that Drive's client took the
-bytes, not that they are uploaded.
+A folder `checkpoint-N` counts only with its `manifest.json`, which is written last and atomically: size and
+SHA-256 of each file, the run's identity and its training time. SHA-256 after a flush shows that Drive's
+client took the bytes, not that they are uploaded.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def copy_checkpoint(source: Path, lasting_dir: Path) -> Path:
 
 
 def checkpoint_folders(home: Path, *parts: str) -> tuple[Path, Path]:
-    """(local, lasting) folder of a run, absolute. They differ in Colab with Drive only: `config.scratch_dir`."""
+    """(local, lasting) folder of a run, absolute. They differ in Colab with Drive: `config.scratch_dir`."""
     home = Path(home).expanduser().resolve()
     return scratch_dir(home).joinpath("checkpoints", *parts), home.joinpath("checkpoints", *parts)
 

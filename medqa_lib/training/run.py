@@ -106,9 +106,9 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
 
     def build_trainer(plan):
         arguments = training.training_arguments(experiment, session.local_dir, plan, profile.report_to)
-        return training.make_trainer(model, experiment, arguments, session, data_collator=plan.collator(collator),
+        return training.make_trainer(model, experiment, arguments, session, eval_dataset=validation,
                                      train_dataset=train.select_columns(["input_ids", "labels"]),
-                                     eval_dataset=validation)
+                                     data_collator=plan.collator(collator))
 
     trainer = training.fit(build_trainer, plan, session)
     numbers = describe_training(trainer, session) | {"training_path": plan.path}
@@ -123,9 +123,9 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
 
 def describe_run(experiment: Experiment, session: CheckpointSession, counts: dict, verdict: str) -> None:
     """Say before the start what will be trained."""
-    session.say(f"{experiment.name}: {experiment.max_steps} steps of {experiment.total_batch_size} rows, learning "
-                f"rate {experiment.learning_rate:g} ({experiment.lr_scheduler_type}), labels "
-                f"{experiment.label_policy}")
+    session.say(f"{experiment.name}: {experiment.max_steps} steps of {experiment.total_batch_size} rows, "
+                f"learning rate {experiment.learning_rate:g} ({experiment.lr_scheduler_type}), "
+                f"labels {experiment.label_policy}")
     session.say("Training rows: " + ", ".join(f"{name} {number:,}" for name, number in counts.items()))
     session.say(f"Labels: {verdict}")
 
@@ -138,14 +138,14 @@ def describe_training(trainer, session: CheckpointSession) -> dict:
     """
     model, state, seconds = trainer.model, trainer.state, session.train_time_s
     if not all(bool(value.isfinite().all()) for value in model.parameters() if value.requires_grad):
-        raise training.TrainingDiverged(f"A weight is not finite after step {state.global_step}. Lower the learning "
-                                        f"rate and delete {session.lasting_dir}.")
+        raise training.TrainingDiverged(f"A weight is not finite after step {state.global_step}. Lower the "
+                                        f"learning rate and delete {session.lasting_dir}.")
     trainable, share = trainable_share(model)
     tokens = state.num_input_tokens_seen
     numbers = {"train_time_s": seconds, "trained_steps": state.global_step, "trained_tokens": tokens,
                "trainable_parameters": trainable, "trainable_share": share}
-    line = (f"Trained {state.global_step} steps, {tokens:,} tokens in {seconds:,.0f} s, validation and checkpoints "
-            f"included: {tokens / max(seconds, 1e-9):,.0f} tokens/s")
+    line = (f"Trained {state.global_step} steps, {tokens:,} tokens in {seconds:,.0f} s with validation and "
+            f"checkpoints: {tokens / max(seconds, 1e-9):,.0f} tokens/s")
     if torch.cuda.is_available():
         numbers["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         line += f", peak memory {numbers['peak_memory_gib']:.1f} GiB"
@@ -155,7 +155,7 @@ def describe_training(trainer, session: CheckpointSession) -> dict:
 
 def main() -> None:
     """Train the experiments that the command line names."""
-    parser = argparse.ArgumentParser(prog="medqa_lib.training", description=run_experiment.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="medqa_lib.training", description=__doc__)
     parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT",
                         help="for example exp_004; `base` and `base_random` evaluate the untuned model")
     for name in parser.parse_args().experiments:

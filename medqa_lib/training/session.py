@@ -50,15 +50,15 @@ def explain_save_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise CheckpointError(f"Saving a checkpoint to {folder} failed ({error}). Earlier checkpoints are whole: "
+        raise CheckpointError(f"Saving a checkpoint to {folder} failed ({error}). Earlier ones are whole: "
                               "make room there and start again to resume from the newest one.") from error
 
 
 class CheckpointSession(TrainerCallback):
     """What a run does with its checkpoints, as the Trainer's callback; and the run's log.
 
-    Two runtimes can share one Drive, and Drive has no locks. So the newest start owns the run: it writes its id
-    into `owner.json`, and an older process stops at its next save.
+    Two runtimes can share one Drive, and Drive has no locks. So the newest start owns the run: it writes its
+    id into `owner.json`, and an older process stops at its next save.
 
     Args:
         local_dir: where the Trainer saves. If it is `lasting_dir` itself, nothing is copied.
@@ -94,8 +94,8 @@ class CheckpointSession(TrainerCallback):
                 owner = {"owner": self.owner, "since": time.strftime("%F %T")}
                 write_json_atomically(self.lasting_dir / OWNER, owner)
             except OSError as error:
-                raise CheckpointError(f"Cannot write checkpoints to {self.lasting_dir} ({error}). Is Drive mounted "
-                                      "and not full?") from error
+                raise CheckpointError(f"Cannot write checkpoints to {self.lasting_dir} ({error}). Is Drive "
+                                      "mounted and not full?") from error
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -103,8 +103,8 @@ class CheckpointSession(TrainerCallback):
         if self.missing and kind is None:
             self._copy_to_lasting(self.local_dir / self.missing)
         if self.missing and not isinstance(error, RunBusy):
-            print(f"NOT SAFE YET: {self.lasting_dir} lacks {self.missing}. It is in {self.local_dir}: copy it before "
-                  "this machine goes away.")
+            print(f"NOT SAFE YET: {self.lasting_dir} lacks {self.missing}. It is in {self.local_dir}: "
+                  "copy it before this machine goes away.")
 
     def require_owner(self) -> None:
         """Stop if a newer start has taken over. A Drive that is away says nothing, so training goes on.
@@ -117,7 +117,7 @@ class CheckpointSession(TrainerCallback):
         except (OSError, ValueError):
             return
         if self.is_main and current["owner"] != self.owner:
-            raise RunBusy(f"A newer start ({current['since']}) has taken over {self.lasting_dir}; this one stops.")
+            raise RunBusy(f"A newer start ({current['since']}) owns {self.lasting_dir} now; this one stops.")
 
     def require_lasting(self) -> None:
         """Refuse to write results where Drive was: that would make a local folder that looks like it.
@@ -127,8 +127,8 @@ class CheckpointSession(TrainerCallback):
             RunBusy: another process owns the run.
         """
         if self.is_main and not self.lasting_dir.is_dir():
-            raise CheckpointError(f"{self.lasting_dir} is gone. The last checkpoint is in {self.local_dir}: mount "
-                                  "Drive again and start again; only the evaluation is left to do.")
+            raise CheckpointError(f"{self.lasting_dir} is gone. The last checkpoint is in {self.local_dir}: "
+                                  "mount Drive and start again; only the evaluation is left to do.")
         self.require_owner()
 
     def resume_from(self) -> str | None:
@@ -154,7 +154,7 @@ class CheckpointSession(TrainerCallback):
 
     @property
     def train_time_s(self) -> float:
-        """Seconds of training behind the present state, in all processes; steps that were lost do not count."""
+        """Seconds of training behind the present state, earlier processes included, lost steps left out."""
         return time.perf_counter() - self.train_start
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:

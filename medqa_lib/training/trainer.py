@@ -1,4 +1,4 @@
-"""`transformers.Trainer` as this project uses it: loss on answers, token count, and going on when GPU memory runs out."""
+"""`transformers.Trainer` as this project uses it: loss on answers, tokens, going on when memory runs out."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class TrainingDiverged(RuntimeError):
 
 
 class AnswerTrainer(Trainer):
-    """Trainer whose evaluation is the token-weighted loss on answers, and which counts the tokens that it has trained on.
+    """Trainer that is evaluated by the token-weighted loss on answers and counts the tokens it trains on.
 
-    Its evaluation draws no random number, unlike the Trainer's own, so it does not change the dropout masks that follow.
+    Unlike the Trainer's own, this evaluation draws no random number, so it changes no dropout mask after it.
     """
 
     session: CheckpointSession  # set by `make_trainer`
 
     def train(self, resume_from_checkpoint: str | None = None):
-        """Train to the last step. A checkpoint of the last step is only loaded: the Trainer would train one step more."""
+        """Train to the last step. A checkpoint of it is only loaded: the Trainer would train a step more."""
         if resume_from_checkpoint and checkpoint_step(Path(resume_from_checkpoint)) >= self.args.max_steps:
             self._load_from_checkpoint(resume_from_checkpoint)
             self.state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
@@ -49,7 +49,7 @@ class AnswerTrainer(Trainer):
 
     @torch.no_grad()
     def _flattened_loss(self) -> float:
-        """`likelihood.completion_loss` through the forward pass of a fast path, which takes flattened batches."""
+        """`likelihood.completion_loss` by the forward pass of a fast path, which takes flattened batches."""
         self.model.eval()
         total, tokens, rows = 0.0, 0, self.args.per_device_train_batch_size
         for start in range(0, len(self.eval_dataset), rows):
@@ -62,14 +62,14 @@ class AnswerTrainer(Trainer):
         return total / tokens
 
     def floating_point_ops(self, inputs) -> int:
-        """Not counted: the Trainer would walk through all modules at every step to count the parameters anew."""
+        """Not counted: the Trainer would count the parameters of all modules anew at every step."""
         return 0
 
     def get_batch_samples(self, *args, **kwargs):
-        """Counts the real tokens of a step on the CPU; `include_num_input_tokens_seen` would wait for the GPU."""
+        """Counts tokens on the CPU; `include_num_input_tokens_seen` would wait for the GPU at each step."""
         batches, items = super().get_batch_samples(*args, **kwargs)
-        tokens = sum(int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
-                     for batch in batches)
+        tokens = sum(int(batch["attention_mask"].sum()) if "attention_mask" in batch
+                     else batch["input_ids"].numel() for batch in batches)
         if self.args.world_size > 1:
             tokens = int(self.accelerator.gather(torch.tensor(tokens, device=self.args.device)).sum())
         self.state.num_input_tokens_seen += tokens
@@ -84,8 +84,9 @@ class AnswerTrainer(Trainer):
         super().log({**logs, "tokens": self.state.num_input_tokens_seen}, *args, **kwargs)
         loss = logs.get("loss", 0.0) + logs.get("eval_loss", 0.0)
         if not math.isfinite(loss):
-            raise TrainingDiverged(f"The loss is {loss} at step {self.state.global_step}: the training has diverged. Lower the "
-                                   f"learning rate ({self.args.learning_rate:g}) and delete {self.args.output_dir}.")
+            raise TrainingDiverged(f"The loss is {loss} at step {self.state.global_step}: it has diverged. "
+                                   f"Lower the learning rate ({self.args.learning_rate:g}) and delete "
+                                   f"{self.args.output_dir}.")
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
         self.session.require_owner()
@@ -95,7 +96,7 @@ class AnswerTrainer(Trainer):
 
 def make_trainer(model, experiment: Experiment, arguments: TrainingArguments, session: CheckpointSession,
                  **data) -> AnswerTrainer:
-    """The Trainer of a run. With `loraplus_lr_ratio` LoRA's B learns that many times faster than A (LoRA+, Hayou et al. 2024).
+    """The Trainer of a run. With `loraplus_lr_ratio` LoRA's B learns that many times faster than A (LoRA+).
 
     Args:
         data: train_dataset, eval_dataset and data_collator, as `transformers.Trainer` takes them.
@@ -115,7 +116,7 @@ def make_trainer(model, experiment: Experiment, arguments: TrainingArguments, se
 def fit(build_trainer: Callable[..., AnswerTrainer], plan, session: CheckpointSession) -> AnswerTrainer:
     """Train to the last step, from the newest whole checkpoint if there is one.
 
-    Out of GPU memory halves the micro-batch and goes on from the newest checkpoint; the effective batch stays.
+    Out of GPU memory halves the micro-batch and goes on from the newest checkpoint; the total batch stays.
 
     Args:
         build_trainer: gives the Trainer of a plan.
@@ -132,10 +133,11 @@ def fit(build_trainer: Callable[..., AnswerTrainer], plan, session: CheckpointSe
             trainer.train(session.resume_from())
             return trainer
         except torch.OutOfMemoryError as error:
-            if trainer.args.world_size > 1:  # the others have not run out: they would wait for this process for ever
-                raise RuntimeError(f"Out of GPU memory on process {trainer.args.process_index} of {trainer.args.world_size} with "
-                                   f"{plan.per_device_train_batch_size} rows at a time. See with nvidia-smi what else is on that "
-                                   "GPU and start again: the run goes on from its newest checkpoint.") from error
+            args = trainer.args
+            if args.world_size > 1:  # the others have not run out: they would wait for this process for ever
+                raise RuntimeError(f"Out of GPU memory on process {args.process_index} of {args.world_size} "
+                                   f"with {plan.per_device_train_batch_size} rows at a time. See with "
+                                   "nvidia-smi what else is on that GPU; start again to resume.") from error
         # Here and not in the handler: there the traceback still holds what did not fit.
         model, plan = trainer.model, plan.halved()
         session.say(f"Out of GPU memory. {plan.why}")
@@ -148,14 +150,16 @@ def fit(build_trainer: Callable[..., AnswerTrainer], plan, session: CheckpointSe
         torch.cuda.empty_cache()
 
 
-def training_arguments(experiment: Experiment, output_dir: Path, plan, report_to: str = "none") -> TrainingArguments:
-    """The experiment in the Trainer's words. What is not named is the Trainer's default (AdamW, gradient norm clipped to 1)."""
+def training_arguments(experiment: Experiment, output_dir: Path, plan,
+                       report_to: str = "none") -> TrainingArguments:
+    """The experiment in the Trainer's words. The rest is its defaults (AdamW, gradient norm clipped to 1)."""
     on_gpu = torch.cuda.is_available()
     options = {"dataloader_pin_memory": on_gpu, **plan.trainer_arguments(), "logging_nan_inf_filter": False}
     return TrainingArguments(
-        str(output_dir), max_steps=experiment.max_steps, learning_rate=experiment.learning_rate, seed=experiment.seed,
-        lr_scheduler_type=experiment.lr_scheduler_type,
-        warmup_steps=math.ceil(experiment.warmup_ratio * experiment.max_steps), weight_decay=experiment.weight_decay,
+        str(output_dir), seed=experiment.seed, max_steps=experiment.max_steps,
+        learning_rate=experiment.learning_rate, lr_scheduler_type=experiment.lr_scheduler_type,
+        warmup_steps=math.ceil(experiment.warmup_ratio * experiment.max_steps),
+        weight_decay=experiment.weight_decay,
         logging_steps=experiment.logging_steps, logging_first_step=True, save_steps=experiment.save_steps,
         eval_strategy="steps", eval_steps=experiment.save_steps, report_to=report_to, label_names=["labels"],
         use_cpu=not on_gpu, ddp_find_unused_parameters=False, **options)
@@ -163,9 +167,9 @@ def training_arguments(experiment: Experiment, output_dir: Path, plan, report_to
 
 def loss_history(log: list[dict]) -> pd.DataFrame:
     """The Trainer's log as rows of step, split, loss, learning_rate, tokens (trained on so far)."""
-    rows = [{"step": entry["step"], "split": split, "loss": entry[key], "learning_rate": entry.get("learning_rate"),
-             "tokens": entry.get("tokens")}
-            for entry in log for key, split in (("loss", "train"), ("eval_loss", "validation")) if key in entry]
+    splits = {"loss": "train", "eval_loss": "validation"}
+    rows = [{"split": split, "loss": entry[key], **entry}
+            for entry in log for key, split in splits.items() if key in entry]
     return pd.DataFrame(rows, columns=["step", "split", "loss", "learning_rate", "tokens"])
 
 
