@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from audit_faults import ASKED, SAID, chat_tokenizer, make_clean, make_faults, tiny
+from datasets import Dataset
 from torch.nn.functional import cross_entropy, one_hot, pad
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -59,7 +61,7 @@ class Oracle(torch.nn.Module):
     """A pretrained model: sure of the token `ahead` places on, since it looks. `shows`: gradient, values or nothing of its logits."""
 
     device = torch.device("cpu")
-    config = SimpleNamespace(vocab_size=VOCABULARY, get_text_config=lambda: SimpleNamespace(eos_token_id=2))
+    config = SimpleNamespace(vocab_size=VOCABULARY, get_text_config=lambda decoder: SimpleNamespace(eos_token_id=2))
 
     def __init__(self, ahead=1, shows="gradient"):
         super().__init__()
@@ -247,7 +249,7 @@ def test_a_trainers_compute_loss_is_audited(tmp_path):
 
     def forget_items(model, inputs, return_outputs=False, num_items_in_batch=None):
         output = model(**inputs)
-        return output.loss, output
+        return (output.loss, output) if return_outputs else output.loss
 
     trainer = Trainer(tiny_llama(), TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
     assert judge(trainer.compute_loss)["faults"] == [] and judge(trainer.compute_loss)["honours_num_items"]
@@ -367,6 +369,12 @@ def test_flattened_batches(llama_like, policy):
     assert audit_policy(tiny_llama(), llama_like, examples, DataCollatorWithFlattening())["policy"] == policy
 
 
+def test_padding_that_is_part_of_the_rows(llama_like):
+    rows = [{name: row[name] + [2] * (64 - len(row[name])) for name in ("input_ids", "labels")} for row in encode(llama_like)]
+    report = audit_policy(tiny_llama(), llama_like, rows, DataCollatorWithFlattening())
+    assert report["policy"] == "padding_supervised" and report["eos_share"] == 1
+
+
 def test_labels_of_another_ignore_index(llama_like):
     collator = collate(llama_like, lambda batch: batch | {"labels": batch["labels"].masked_fill(batch["labels"] == _, 0)})
     report = audit_policy(tiny_llama(), llama_like, encode(llama_like), collator)
@@ -412,6 +420,40 @@ def test_an_adapter_is_switched_off(llama_like):
             self.ahead = 2
 
     assert audit_policy(Tuned(ahead=2), llama_like, encode(llama_like))["likeliest"] == 1
+
+
+# Faults that people had, and set-ups without one
+
+
+def test_each_of_twenty_historical_faults_is_named(make_llama_like):
+    faults = make_faults(make_llama_like)
+    found = {name: set(run()) & expected for name, _source, expected, run in faults}
+    assert len(faults) == 20 and all(found.values()), found
+
+
+def test_none_of_fifty_clean_set_ups_is_flagged(make_llama_like):
+    setups = make_clean(make_llama_like)
+    assert len(setups) == 50
+    assert {name: found for name, run in setups if (found := run())} == {}
+
+
+def test_trls_trainer_hides_its_logits_and_is_audited_all_the_same(make_llama_like, tmp_path):
+    trl = pytest.importorskip("trl", reason="trl is not installed: its trainer cannot be audited here")
+    tokenizer = chat_tokenizer(make_llama_like)
+    rows = [{"prompt": f"{asked}\n<|assistant|>\n", "completion": f"{said}</s>"} for asked, said in zip(ASKED, SAID, strict=True)]
+
+    def train(**options):
+        arguments = trl.SFTConfig(
+            str(tmp_path), use_cpu=True, bf16=False, report_to=[], max_steps=1, per_device_train_batch_size=2, save_strategy="no",
+            gradient_accumulation_steps=2, completion_only_loss=options.pop("completion_only_loss", True),
+        )  # fmt: skip
+        trainer = trl.SFTTrainer(tiny(), arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        trainer.add_callback(audit.AuditCallback(trainer, response="<|assistant|>\n", **options))
+        trainer.train()
+
+    train()
+    with pytest.raises(audit.AuditError, match="prompt supervised"):
+        train(completion_only_loss=False)
 
 
 # The callback and the command line

@@ -22,12 +22,12 @@ IGNORED, RIGHT, WRONG = "·", "✓", "✗"
 SHARES = ("prompt", "answer", "eos", "padding")
 
 
-def token_table(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, max_length: int = 512) -> pd.DataFrame:
+def token_table(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, max_length: int = 512):
     """One row per position of one padded example; the index is the position.
 
     Returns:
-        token and id; for each policy the label, marked as ignored, as `aligned` has it, or different; and for `aligned` and
-        `preshifted` what the loss compares the position's prediction with, marked in the same way against the next token.
+        token and id; for each policy the label, marked as ignored, as `aligned` has it, or different; and for
+        `aligned` and `preshifted` what the loss compares the position's prediction with, marked likewise.
     """
     batches = {}
     for policy in POLICIES:
@@ -39,15 +39,16 @@ def token_table(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, 
     table = pd.DataFrame({"id": batches["aligned"]["input_ids"][0].tolist()})
     table.insert(0, "token", [_show_token(tokenizer, token) for token in table["id"]])
     labels = {policy: batch["labels"][0].tolist() for policy, batch in batches.items()}
-    learnt = {policy: [*labels[policy][1:], IGNORE_INDEX] for policy in ("aligned", "preshifted")}  # the model's own shift
+    learnt = {policy: [*labels[policy][1:], IGNORE_INDEX] for policy in ("aligned", "preshifted")}
     for prefix, columns in (("label: ", labels), ("learns: ", learnt)):
         for policy, values in columns.items():
-            table[prefix + policy] = [_mark(tokenizer, *pair) for pair in zip(values, columns["aligned"], strict=True)]
+            pairs = zip(values, columns["aligned"], strict=True)
+            table[prefix + policy] = [_mark(tokenizer, *pair) for pair in pairs]
     return table.rename_axis("position")
 
 
 def _mark(tokenizer, value: int, expected: int) -> str:
-    mark = RIGHT if value == expected != IGNORE_INDEX else IGNORED if value == IGNORE_INDEX == expected else WRONG
+    mark = WRONG if value != expected else IGNORED if value == IGNORE_INDEX else RIGHT
     return f"{mark} {'' if value == IGNORE_INDEX else _show_token(tokenizer, value)}".strip()
 
 
@@ -66,31 +67,36 @@ def render_tokens(table: pd.DataFrame) -> str:
 
 
 def audit_table(reports: dict[str, dict]) -> pd.DataFrame:
-    """`labels.audit_policy`'s reports by name, one row each: nats per token by offset, chance, shares, rows, policy found, verdict."""
+    """Reports of `labels.audit_policy` by name, nats per token by offset, shares, what was found."""
     rows = {}
     for name, report in reports.items():
-        rows[name] = {**{f"{offset:+d}": value for offset, value in report["nll"].items()}, "chance": report["chance_nll"],
-                      **{part: report[f"{part}_share"] for part in SHARES}, "rows": report["rows"],
+        nats = {f"{offset:+d}": value for offset, value in report["nll"].items()}
+        shares = {part: report[f"{part}_share"] for part in SHARES}
+        rows[name] = {**nats, "chance": report["chance_nll"], **shares, "rows": report["rows"],
                       "found": report["policy"] or "no policy", "verdict": report["verdict"]}
     return pd.DataFrame(rows).T
 
 
 def plot_audits(table: pd.DataFrame) -> Figure:
-    """How likely the targets are at each offset, and what is supervised; one row per audited policy of `audit_table`."""
-    places = range(len(table))
-    offsets = {"+0": ("copies the token", SKY, "s"), "+1": ("next token", BLUE, "o"), "+2": ("token after next", ORANGE, "D")}
+    """How likely the targets are at each offset, and what is supervised, by row of `audit_table`."""
+    places = [place + 0.5 for place in range(len(table))]
+    offsets = {"+0": ("copies the token", SKY, "s"), "+1": ("next token", BLUE, "o"),
+               "+2": ("token after next", ORANGE, "D")}
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 1.6 + 0.45 * len(table)), sharey=True, width_ratios=(3, 2))
+        size = (9, 1.6 + 0.45 * len(table))
+        figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(3, 2))
         shares = table[list(SHARES)].astype(float).rename(columns={"eos": "EOS"})
-        seaborn.heatmap(shares, ax=right, annot=True, fmt=".0%", cmap="Blues", vmin=0, vmax=2.2, cbar=False, annot_kws={"color": "black"})
+        seaborn.heatmap(shares, ax=right, annot=True, fmt=".0%", cmap="Blues", vmin=0, vmax=2.2, cbar=False,
+                        annot_kws={"color": "black"})
         right.set_xlabel("Share that is supervised")
         for offset, (label, color, marker) in offsets.items():
-            left.plot(table[offset].astype(float), [place + 0.5 for place in places], marker, color=color, markersize=8,
-                      label=f"{offset}: {label}")
+            nats = table[offset].astype(float)
+            left.plot(nats, places, marker, color=color, markersize=8, label=f"{offset}: {label}")
         left.axvline(float(table["chance"].iloc[0]), color=GREY, linestyle="--", label="chance, log V")
         left.set(xlim=(0, None), xlabel="How surprising the targets are, read at this offset (nats / token)")
-        left.set_yticks([place + 0.5 for place in places], table.index)
+        left.set_yticks(places, table.index)
         left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.28), ncols=2, frameon=False)
-        figure.supxlabel(f"{table['rows'].max()} examples counted", fontsize=8.5, color="#333333", x=0.01, ha="left")
+        note = f"{table['rows'].max()} examples counted"
+        figure.supxlabel(note, fontsize=8.5, color="#333333", x=0.01, ha="left")
     plt.close(figure)
     return figure
