@@ -321,7 +321,8 @@ def audit_batches(dataset, collator, tokenizer, model=None, response=None, rows=
         if _stops(model) and tokenizer.eos_token_id not in _stops(model):
             faults.append("eos_mismatch")
         with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-            report["loss"], seen = _judge_loss(_Loss(model, collator(_bare(_choose(examples, 4))), compute_loss))
+            batch = collator(_bare(_choose(examples, 4)))
+            report["loss"], seen = _judge_loss(_Loss(model, batch, compute_loss))
         report["offset"], faults = report["loss"]["offset"], [*report["loss"]["faults"], *faults]
         report |= _likelihood(**seen) if report["offset"] is not None else {}
     return report | _conclude(list(dict.fromkeys(faults)))
