@@ -175,5 +175,5 @@ def loss_history(log: list[dict]) -> pd.DataFrame:
 
 def loss_table(losses: pd.DataFrame) -> str:
     """`loss_history` as text, one line per step."""
-    table = losses.pivot_table(index="step", columns="split", values="loss")
-    return table.to_string(float_format="{:.4f}".format, na_rep="")
+    table = losses.pivot_table(index="step", columns="split", values="loss").rename_axis(columns=None)
+    return table.reset_index().to_string(index=False, float_format="{:.4f}".format, na_rep="")
