@@ -4,7 +4,7 @@ An `Experiment` says what is trained, a `Profile` at which size. `Profile.scale`
 runs unchanged on a GPU, on a laptop (`cpu`) and in a test (`smoke`).
 
 Choices are made once: notebook 00 writes them to `settings.json` in the project folder, and later notebooks
-follow them. Environment variables win: MEDQA_PROFILE, MEDQA_MODEL, MEDQA_DATA_DIR, and MEDQA_HOME for the folder.
+follow them. Environment variables win: MEDQA_PROFILE, MEDQA_MODEL, MEDQA_DATA_DIR, MEDQA_HOME (that folder).
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def home_dir() -> Path:
 
 
 def scratch_dir(home: Path) -> Path:
-    """Where checkpoints are saved first: a local disk if the home is on Colab's Drive, else the home itself."""
+    """Where checkpoints are saved first: a local disk if the home is on Drive, else the home itself."""
     home = Path(home).expanduser().resolve()
     return SCRATCH / home.relative_to(DRIVE) if home.is_relative_to(DRIVE) else home
 

@@ -1,4 +1,4 @@
-"""The original report's changes against its untuned model, in percent. We have its text, not its code or data."""
+"""The original report's changes against its untuned model, in percent. We have its text, not its code."""
 
 REPORTED = {
     "exp_001": {"rouge2": 46.79, "bleu": 114.61},

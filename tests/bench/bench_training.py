@@ -261,15 +261,14 @@ def print_report(results: list[dict]) -> None:
 
 def draw(path: Path) -> None:
     sys.path.insert(0, str(ROOT))
-    os.environ.setdefault("MEDQA_FIGURES", str(ROOT / "assets" / "figures"))
     from figures import plot_training_growth, plot_training_speed
 
     from medqa_lib.evaluation.plots import save_figure
 
     rows = json.loads(path.read_text())
-    print(save_figure(plot_training_speed(rows), "training_speed"))
+    print(save_figure(plot_training_speed(rows), "training_speed", folder=ROOT / "assets" / "figures"))
     if any("growth_tokens" in row for row in rows):
-        print(save_figure(plot_training_growth(rows), "training_growth"))
+        print(save_figure(plot_training_growth(rows), "training_growth", folder=ROOT / "assets" / "figures"))
 
 
 if __name__ == "__main__":

@@ -24,4 +24,8 @@ from medqa_lib.evaluation.plots.style import (
     save_figure,
 )
 
-__all__ = [name for name in globals() if not name.startswith("_")]
+__all__ = [
+    "BLUE", "GREEN", "GREY", "ORANGE", "PURPLE", "SHARED_METRICS", "SKY", "STYLE", "VERMILION", "finish",
+    "plot_ablation", "plot_changes", "plot_funnel", "plot_lengths", "plot_losses", "plot_policy_table",
+    "plot_score_distributions", "plot_search", "plot_slices", "save_figure",
+]
