@@ -31,6 +31,7 @@ OPTIONAL = {
     "unsloth": "a rival that tests/bench measures, from a folder of its own",
     "trl": "its collators are held against ours where it is installed",
     "IPython": "comes with every notebook kernel",
+    "kagglesdk": "comes with kagglehub",
     "google": "only Colab has google.colab",
 }
 # Needed, but never imported by us: who needs it.
