@@ -84,9 +84,9 @@ def kill_in_validation():
 
 
 def kill_in_the_answers():
-    from medqa_lib.evaluation import generation
+    from medqa_lib.evaluation import run
 
-    before(generation, "generate_records", nth_call(1, die))
+    before(run, "generate_records", nth_call(1, die))
 
 
 def kill_in_the_adapter_save():
