@@ -19,6 +19,7 @@ CHATTER = {
     "transformers.integrations.bitsandbytes": "are dequantized",  # what model.load_merged does on purpose
     "torchao": "Failed to load",  # extensions for other builds of torch
     "torch.utils._pytree": "natively supported",
+    "transformers.tokenization_utils_tokenizers": "clean_up_tokenization_spaces",  # not for BPE
 }
 for _name, _words in CHATTER.items():
     logging.getLogger(_name).addFilter(lambda record, words=_words: words not in str(record.msg))

