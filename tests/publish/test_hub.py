@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from smoke_adapters import SMOKE, make_adapter
 
 from medqa_lib import reasons
-from medqa_lib.model import load_base_model, load_tokenizer
+from medqa_lib.evaluation.generation import generate_answers
+from medqa_lib.model import load_base_model, load_merged, load_tokenizer
 from medqa_lib.prompts import format_example, format_prompt
 from medqa_lib.publish import hub, space
 from medqa_lib.standin import model_path
@@ -133,6 +134,14 @@ def test_load_adapters_gives_the_weights_that_were_saved(adapter):
     found = {name.replace(".exp.", "."): value for name, value in loaded.items() if ".lora_" in name}
     written = load_file(adapter / hub.WEIGHTS)
     assert found.keys() == written.keys() and all(torch.equal(found[name], written[name]) for name in written)
+
+
+def test_load_adapters_gives_a_model_that_answers_as_the_evaluated_one(adapter):
+    questions = ["What is gout?", "Is it?"]
+    tokenizer, loaded = load_tokenizer(SMOKE), hub.load_adapters(load_base_model(SMOKE), {"exp": adapter})
+    merged = generate_answers(load_merged(adapter, SMOKE), tokenizer, questions, 8)
+    assert generate_answers(loaded, tokenizer, questions, 8) == merged
+    assert generate_answers(load_merged(None, SMOKE), tokenizer, questions, 8) != merged
 
 
 def without_layer(weights):
