@@ -43,7 +43,7 @@ def find_adapters(source: str | Path | None = None, profile: Profile | None = No
     for file in root.rglob(CONFIG):
         path = file.parent.relative_to(root).as_posix()
         if (file.parent / WEIGHTS).exists() and "checkpoint-" not in path:
-            name = path.removeprefix("adapters/") if path != "." else str(source).rstrip("/").split("/")[-1]
+            name = path.removeprefix("adapters/") if path != "." else Path(str(source)).name or "adapter"
             found[name.replace("/", "-").replace(".", "_")] = file.parent  # PEFT takes no dots in a name
     if source is not None and not found:
         raise ValueError(f"There is no adapter in {source}: expected {CONFIG} and {WEIGHTS}. A pickle "
@@ -96,7 +96,7 @@ def load_adapters(model, adapters: dict[str, Path]):
             problems = [*result.missing_keys, *result.unexpected_keys]
             problems += [key for key, value in weights.items() if not value.isfinite().all()]
         except RuntimeError as error:  # a shape that the rank or the layer contradicts
-            problems = str(error).splitlines()[1:]
+            problems = str(error).splitlines()[1:] or [str(error)]
         if problems:
             raise ValueError(f"{len(problems)} weights of adapter {name} are not finite, or do not fit its "
                              f"settings or the base model: {problems[0].strip()}. Fetch or train it again.")
