@@ -162,6 +162,7 @@ def training_arguments(experiment: Experiment, output_dir: Path, plan,
         weight_decay=experiment.weight_decay,
         logging_steps=experiment.logging_steps, logging_first_step=True, save_steps=experiment.save_steps,
         eval_strategy="steps", eval_steps=experiment.save_steps, report_to=report_to, label_names=["labels"],
+        remove_unused_columns=False,  # they are told by the signature of `forward`, which fast paths replace
         use_cpu=not on_gpu, ddp_find_unused_parameters=False, **options)
 
 

@@ -26,6 +26,9 @@ def make_small_trainer(folder, tokenizer, policy, plan):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).float()
+    if plan.path != "padded":  # as the fast paths do: a forward pass that names no columns
+        original = model.forward
+        model.forward = lambda *args, **inputs: original(*args, **inputs)
     experiment = EXPERIMENTS["exp_004"]
     arguments = training_arguments(experiment, folder, plan)
     arguments.max_steps, arguments.save_steps, arguments.eval_steps = 1, 1, 1
