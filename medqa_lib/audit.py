@@ -254,6 +254,8 @@ def _judge_loss(loss: _Loss) -> tuple[dict, dict | None]:
     try:
         seen = loss.observe()
     except IndexError as error:
+        if not str(error).startswith("Target"):
+            raise
         wrong = "minus_100_supervised" if str(IGNORE) in str(error) else "label_out_of_range"
         return report | _conclude([wrong]), None
     if seen is None:

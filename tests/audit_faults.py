@@ -43,8 +43,8 @@ def tiny(tied=False, **config):
     return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=tied, **sizes, **config))
 
 
-def chat(tokenizer, turns=1, system=False, supervise=lambda number, role: role == "assistant", bos=True, trim=0, cut=None):
-    """Six conversations as ids and labels; `supervise` chooses the turns, `trim` moves the start of an answer's labels."""
+def chat(tokenizer, turns=1, system=False, supervise=lambda number, role: role == "assistant", bos=True, cut=None, tails=False):
+    """Six conversations as ids and labels; `supervise` chooses turns, `tails`: the line break behind EOS too."""
     examples = []
     for question, answer in zip(ASKED, SAID, strict=True):
         ids, labels = [tokenizer.bos_token_id] * bos, [IGNORE] * bos
@@ -56,11 +56,7 @@ def chat(tokenizer, turns=1, system=False, supervise=lambda number, role: role =
             body += [tokenizer.eos_token_id] if role == "assistant" else []
             wanted = supervise(place, role)
             ids += head + body + tail
-            labels += ([IGNORE] * len(head) + (body if wanted else [IGNORE] * len(body)) + [IGNORE] * len(tail))  # fmt: skip
-            if wanted and trim:
-                start = len(ids) - len(body) - len(tail)
-                for spot in range(start - trim, start):
-                    labels[spot] = ids[spot]
+            labels += ([IGNORE] * len(head) + (body if wanted else [IGNORE] * len(body)) + (tail if tails and wanted else [IGNORE] * len(tail)))  # fmt: skip
         examples.append({"input_ids": ids[:cut], "labels": labels[:cut]})
     return examples
 
@@ -209,7 +205,7 @@ def make_clean(make):
     """(name, audited faults) of fifty set-ups without a fault."""
     setups = []
     rows = {
-        "one turn": {}, "three turns": {"turns": 3}, "system prompt": {"system": True}, "no BOS": {"bos": False},
+        "one turn": {}, "three turns, line breaks too": {"turns": 3, "tails": True}, "system prompt": {"system": True}, "no BOS": {"bos": False},
         "system, two turns": {"turns": 2, "system": True}, "cut": {"cut": 30},
     }  # fmt: skip
     for padding, (name, options) in itertools.product((None, "<unk>"), rows.items()):

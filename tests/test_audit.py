@@ -136,6 +136,8 @@ def test_offset_of_labels_and_who_shifts_them():
     assert audit.audit_loss(model, batch | {"shift_labels": shift_left(labels)})["faults"] == []
     assert audit.audit_loss(model, batch | {"labels": labels.flip(1)})["faults"] == ["no_constant_offset"]
     assert audit.audit_loss(model, batch | {"labels": labels.roll(1, 1)})["faults"] == ["copy"]
+    same = torch.full_like(labels, 7)  # every offset fits: the correct one is believed
+    assert audit.audit_loss(model, {"input_ids": same, "labels": same})["faults"] == []
     mixed = torch.cat([labels[:2], shift_left(labels[2:])])
     assert audit.audit_loss(model, batch | {"labels": mixed})["constant"] is False
 
