@@ -40,6 +40,7 @@ USED_BY_OTHERS = {
     "accelerate": "transformers.Trainer",
     "torchao": "PEFT, which refuses the image's own",
     "jinja2": "huggingface_hub.ModelCard",
+    "safetensors": "transformers and PEFT; tests read adapters with it",
     "ipykernel": "the kernels of nbclient and nbmake",
     "ruff": ".ci/run",
     "nbmake": "pytest",
