@@ -201,6 +201,14 @@ def test_padding_and_eos_that_are_targets():
     assert (found["padding_share"], found["eos_share"]) == (0, 0)
 
 
+def test_a_target_that_the_model_is_sure_of_is_seen():
+    sure, batch = tiny_llama(tied=True), random_batch()  # a tied model predicts what it has just read, scaled: surely
+    with torch.no_grad():
+        sure.lm_head.weight.mul_(1000)
+    found = audit.audit_loss(sure, batch | {"shift_labels": batch["labels"]})
+    assert found["faults"] == ["copy"] and found["supervised"] == 33
+
+
 def test_documents_of_a_flattened_row():
     ids, positions = random_batch()["input_ids"][:1], torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]])
     starts = {"cu_seq_lens_q": torch.tensor([0, 5, 8, 12])}

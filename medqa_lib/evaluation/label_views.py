@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
 
-PADDING_SHOWN = 2
 IGNORED, RIGHT, WRONG = "·", "✓", "✗"
 SHARES = ("prompt", "answer", "eos", "padding")
 
@@ -32,7 +31,7 @@ def token_table(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, 
     batches = {}
     for policy in POLICIES:
         example = encode_example(tokenizer, question, answer, max_length, policy)
-        length = len(example["input_ids"]) + PADDING_SHOWN
+        length = len(example["input_ids"]) + 2  # two places of padding
         collator = make_collator(tokenizer, policy, length)
         collator.pad_to_multiple_of = length
         batches[policy] = collator([example])
@@ -96,7 +95,6 @@ def plot_audits(table: pd.DataFrame) -> Figure:
         left.set(xlim=(0, None), xlabel="How surprising the targets are, read at this offset (nats / token)")
         left.set_yticks(places, table.index)
         left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.28), ncols=2, frameon=False)
-        note = f"{table['rows'].max()} examples counted"
-        figure.supxlabel(note, fontsize=8.5, color="#333333", x=0.01, ha="left")
+        figure.supxlabel(f"{table['rows'].max()} examples counted", fontsize=8.5, x=0.01, ha="left")
     plt.close(figure)
     return figure
