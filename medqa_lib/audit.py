@@ -495,6 +495,7 @@ class AuditCallback(transformers.TrainerCallback):
         self.trainer, self.declared, self.response, self.rows = trainer, declared, response, rows
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, **others):
+        """Raises AuditError, with `faults`, where those found are not those declared."""
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         loader = others["train_dataloader"]
         report = audit_batches(loader.dataset, loader.collate_fn, tokenizer, model, self.response, self.rows,

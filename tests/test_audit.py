@@ -225,6 +225,7 @@ def test_documents_of_a_flattened_row():
 
 def test_an_untrained_tied_model_is_no_evidence_against_correct_labels(llama_like):
     report = audit_policy(tiny_llama(tied=True), llama_like, encode(llama_like))
+    assert (report["policy"], report["faults"]) == ("aligned", [])
     require_policy(report, "aligned")
 
 

@@ -31,8 +31,6 @@ def label(name: str) -> str:
     return LABELS.get(name, name)
 
 
-label_run = label
-
 def format_number(value: float) -> str:
     """Three significant digits, "-" for none: 0.104, 3.56, 1,747."""
     if pd.isna(value):

@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+from checkpoint_helpers import IDENTITY, make_checkpoint, names
 
 from medqa_lib.training import checkpoints
 from medqa_lib.training.checkpoints import (
@@ -16,22 +17,6 @@ from medqa_lib.training.checkpoints import (
     verify,
     write_manifest,
 )
-
-IDENTITY = {"experiment": {"label_policy": "aligned", "lora": {"r": 8}}, "data": "abc"}
-
-
-def make_checkpoint(folder, step, identity=IDENTITY):
-    checkpoint = folder / f"checkpoint-{step}"
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    (checkpoint / "adapter_model.safetensors").write_bytes(bytes([step]) * 1000)
-    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    if identity is not None:
-        write_manifest(checkpoint, identity)
-    return checkpoint
-
-
-def names(folder):
-    return sorted(path.name for path in folder.glob("checkpoint-*"))
 
 
 def test_write_manifest_records_sizes_hashes_and_identity(tmp_path):

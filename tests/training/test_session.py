@@ -1,7 +1,6 @@
 """A run's checkpoints while it trains, with a Trainer that is played: no training in this file."""
 
 import errno
-import json
 import multiprocessing
 import os
 import signal
@@ -9,28 +8,13 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from checkpoint_helpers import IDENTITY, make_checkpoint, names
 
 from medqa_lib.config import PROFILES
 from medqa_lib.evaluation.lock import RunBusy, lock_run
 from medqa_lib.training import session as checkpoint_session
-from medqa_lib.training.checkpoints import CheckpointError, read_manifest, verify, write_manifest
+from medqa_lib.training.checkpoints import CheckpointError, read_manifest, verify
 from medqa_lib.training.session import CheckpointSession, explain_save_errors
-
-IDENTITY = {"experiment": {"label_policy": "aligned", "lora": {"r": 8}}, "data": "abc"}
-
-
-def make_checkpoint(folder, step, identity=IDENTITY):
-    checkpoint = folder / f"checkpoint-{step}"
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    (checkpoint / "adapter_model.safetensors").write_bytes(bytes([step]) * 1000)
-    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    if identity is not None:
-        write_manifest(checkpoint, identity)
-    return checkpoint
-
-
-def names(folder):
-    return sorted(path.name for path in folder.glob("checkpoint-*"))
 
 
 def save(session, step):
