@@ -13,7 +13,8 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 
-import pytest
+# an editable installation would give medqa_lib.fast of this repository
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 import medqa_lib
 from medqa_lib.training import run_experiment
 assert Path(medqa_lib.__file__).is_relative_to(sys.argv[1]) and "medqa_lib.fast" not in sys.modules

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import faulthandler
 import hashlib
 import multiprocessing
 import os
@@ -47,15 +48,17 @@ class Training:
     def output(self):
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def wait(self, timeout_s=600):
-        """Exit code; -9 after SIGKILL."""
+    def wait(self, timeout_s=300):
+        """Exit code; -9 after SIGKILL. A process that takes longer writes where it is."""
         self.process.join(timeout_s)
         if self.process.exitcode is None:
+            os.kill(self.process.pid, signal.SIGUSR1)
+            time.sleep(1)
             self.process.kill()
             raise AssertionError(f"still running after {timeout_s} s:\n{self.output[-3000:]}")
         return self.process.exitcode
 
-    def wait_for(self, text, timeout_s=600):
+    def wait_for(self, text, timeout_s=300):
         """Return when the process has printed `text`; False if it ended without."""
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
@@ -106,6 +109,7 @@ def _train(variables, scratch, log, fault):
     os.dup2(descriptor, 2)
     sys.stdout = open(1, "w", buffering=1, closefd=False)
     sys.stderr = open(2, "w", buffering=1, closefd=False)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     from medqa_lib import config
     from medqa_lib.evaluation import lock
     from medqa_lib.training import checkpoints
