@@ -9,8 +9,8 @@ import tqdm
 
 tqdm.tqdm.monitor_interval = 0
 
-from medqa_lib import metrics
-from medqa_lib.training import run as training
+from medqa_lib import metrics  # noqa: E402
+from medqa_lib.training import run as training  # noqa: E402
 
 metrics.score_answers(["A short answer."], ["An answer."])  # reads the dictionaries of the readability scores
 TRAINING = training.main
