@@ -23,6 +23,7 @@ LETTERS = "ABCDEFGHIJ"
 PLACEHOLDERS = {"", "no rationale", "no rationale provided", "no answer", "no explanation", "none", "null",
                 "nan", "na", "n a", "nil", "not available", "not applicable"}
 _LETTER = re.compile(r"[^\W_]")
+_PHENOTYPE_TABLE = re.compile(r"The Human Phenotype Ontology provides.*?(?:may be rare or common\.|$)")
 # Logic puzzles and genealogy in AfriMed-QA.
 _NOT_MEDICAL = re.compile(r"\blogical(?:ly)? (?:conclude|infer|reasoning)|^if all\b|\bgenealog"
                           r"|\bbury the survivors", re.IGNORECASE)
@@ -54,8 +55,8 @@ def is_placeholder(text: str) -> bool:
 
 def empty_placeholders(row: Row) -> Row:
     """An answer such as "No rationale" becomes empty."""
-    question, answer = ("" if is_placeholder(text) else text for text in (row.question, row.answer))
-    return row._replace(question=question, answer=answer)
+    return row._replace(question="" if is_placeholder(row.question) else row.question,
+                        answer="" if is_placeholder(row.answer) else row.answer)
 
 
 def for_choices(step: RowStep) -> RowStep:
@@ -106,7 +107,7 @@ def tidy_options(row: Row) -> Row:
 
 def fix_templates(row: Row) -> Row | None:
     """Question templates, numbering and labels; a template with an empty slot asks nothing and is removed."""
-    focus_area = texts.fix_focus_area(row.focus_area)
+    focus_area = texts.ABOUT.sub("", row.focus_area)
     question = texts.fix_question(row.question, focus_area, row.answer)
     if row.question and not question:
         return None
@@ -129,11 +130,12 @@ def merge_equal_options(row: Row) -> Row | None:
 
 
 def cut_phenotype_table(row: Row) -> Row | None:
-    """Cut the flattened table out of the answer; an answer that was little else is removed."""
-    answer = texts.cut_phenotype_table(row.answer)
-    if answer != row.answer and len(texts.strip_echo(answer, row.question).split()) < MIN_WORDS_BESIDE_TABLE:
-        return None
-    return row._replace(answer=answer)
+    """Cut the flattened table and its legend out; an answer that was little else is removed."""
+    if "Human Phenotype Ontology" not in row.answer:
+        return row
+    answer = " ".join(_PHENOTYPE_TABLE.sub(" ", row.answer).split())
+    words = texts.strip_echo(answer, row.question).split()
+    return row._replace(answer=answer) if len(words) >= MIN_WORDS_BESIDE_TABLE else None
 
 
 @for_choices
@@ -165,11 +167,12 @@ def drop(has_fault: Callable[[Row], Any]) -> RowStep:
 
 def drop_exact_pairs(rows: list[Row]) -> list[Row]:
     """Of pairs with the same words in question and answer keep one."""
-    kept: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        key = (text_key(row.question), text_key(row.answer))
-        kept[key] = max(kept.get(key, row), row, key=lambda row: (row.question, row.answer, row.focus_area))
-    return list(kept.values())
+
+    def key(row: Row) -> tuple:
+        return text_key(row.question), text_key(row.answer)
+
+    last = {key(row): row for row in sorted(rows, key=lambda row: (row.question, row.answer, row.focus_area))}
+    return [row for row in rows if row is last[key(row)]]
 
 
 def keep_one_answer(rows: list[Row]) -> list[Row]:
@@ -179,11 +182,8 @@ def keep_one_answer(rows: list[Row]) -> list[Row]:
         words = len(row.answer.split())
         return (words > LONG_ANSWER_WORDS, words if words > LONG_ANSWER_WORDS else -words, row.answer)
 
-    best: dict[str, Row] = {}
-    for row in rows:
-        key = text_key(row.question)
-        best[key] = min(best.get(key, row), row, key=preference)
-    return list(best.values())
+    best = {text_key(row.question): row for row in sorted(rows, key=preference, reverse=True)}
+    return [row for row in rows if row is best[text_key(row.question)]]
 
 
 def cap_template_answers(rows: list[Row]) -> list[Row]:
@@ -196,7 +196,7 @@ def cap_template_answers(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.question in kept.get(text_key(row.answer), (row.question,))]
 
 
-ROW_STEPS: tuple[tuple[str, RowStep], ...] = (
+ROW_STEPS = (
     ("placeholders", empty_placeholders),
     ("consumer questions (no reference answer)", drop(lambda row: row.kind == "consumer_queries")),
     ("oversized cells", drop(lambda row: max(map(len, row)) > MAX_CELL_CHARACTERS)),
@@ -214,7 +214,7 @@ ROW_STEPS: tuple[tuple[str, RowStep], ...] = (
     ("answer is a question", drop(lambda row: row.kind != "mcq" and asks_again(row))),
     ("not medical", drop(lambda row: row.source == "afrimedqa" and _NOT_MEDICAL.search(row.question))),
 )
-SET_STEPS: tuple[tuple[str, Callable[[list[Row]], list[Row]]], ...] = (
+SET_STEPS = (
     ("exact pairs", drop_exact_pairs),
     ("one answer per question", keep_one_answer),
     ("template answers", cap_template_answers),
@@ -227,21 +227,17 @@ def clean_rows(rows: list[Row], only: set[str] | None = None) -> tuple[list[Row]
     Returns:
         the rows that are left, and the funnel: per step a dict of step, rows left after it, removed, changed.
     """
-    funnel = [{"step": "raw rows", "rows": len(rows), "removed": 0, "changed": 0}]
-
-    def count(step: str, left: list[Row], changed: int = 0) -> None:
-        removed = funnel[-1]["rows"] - len(left)
-        funnel.append({"step": step, "rows": len(left), "removed": removed, "changed": changed})
-
     rows = [Row(*map(text_cell, row)) for row in rows]
-    for name, step in ROW_STEPS:
-        if only is None or name in only:
+    funnel = [{"step": "raw rows", "rows": len(rows), "removed": 0, "changed": 0}]
+    for name, step in ROW_STEPS + SET_STEPS:
+        if only is not None and name not in only:
+            continue
+        if (name, step) in SET_STEPS:
+            left, changed = step(rows), 0
+        else:
             results = [step(row) for row in rows]
-            changed = sum(new is not None and new != old for new, old in zip(results, rows, strict=True))
-            rows = [row for row in results if row is not None]
-            count(name, rows, changed)
-    for name, select in SET_STEPS:
-        if only is None or name in only:
-            rows = select(rows)
-            count(name, rows)
+            left = [row for row in results if row is not None]
+            changed = sum(new not in (None, old) for new, old in zip(results, rows, strict=True))
+        funnel.append({"step": name, "rows": len(left), "removed": len(rows) - len(left), "changed": changed})
+        rows = left
     return rows, funnel

@@ -9,9 +9,9 @@ import platform
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
+from datasets import DatasetDict, disable_progress_bars, load_from_disk
 
 from medqa_lib.config import home_dir
 from medqa_lib.data.cleaning import Row, clean_rows
@@ -19,13 +19,8 @@ from medqa_lib.data.sources import REQUIRED, check_source, load_sources
 from medqa_lib.data.splits import COLUMNS, hash_splits, link_groups, split_pairs
 from medqa_lib.data.texts import text_cell
 
-if TYPE_CHECKING:
-    from datasets import DatasetDict
-
 # Raise it with every change that alters pairs, groups or splits: kept ones of another version are made anew.
 CLEANING_VERSION = 1
-FIELDS = {"question_type": "kind", "answer_options": "options", "correct_answer": "correct",
-          "answer_rationale": "answer"}
 
 
 def merge_sources(sources: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -43,9 +38,8 @@ def merge_sources(sources: dict[str, pd.DataFrame]) -> pd.DataFrame:
                          "For your own data use pairs_from.")
     rows = []
     for name, frame in sources.items():
-        cells = zip(*(check_source(frame, name)[column].tolist() for column in REQUIRED[name]), strict=True)
-        fields = [FIELDS.get(column, column) for column in REQUIRED[name]]
-        rows += [Row(source=name, **dict(zip(fields, row, strict=True))) for row in cells]
+        raw = check_source(frame, name)[list(REQUIRED[name])].rename(columns=REQUIRED[name])
+        rows += [Row(source=name, **cells) for cells in raw.to_dict("records")]
     rows, funnel = clean_rows(rows)
     if not rows:
         raise ValueError(f"No pair is left of {funnel[0]['rows']} raw rows; the funnel is {funnel}.")
@@ -55,8 +49,7 @@ def merge_sources(sources: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def make_pairs(rows: list[Row], funnel: list[dict]) -> pd.DataFrame:
     """The rows as a frame with their leakage groups."""
     pairs = pd.DataFrame(rows)
-    pairs["group"] = link_groups(pairs)
-    pairs = pairs[list(COLUMNS)]
+    pairs = pairs.assign(group=link_groups(pairs))[list(COLUMNS)]
     pairs.attrs["funnel"] = funnel
     return pairs
 
@@ -67,15 +60,12 @@ def save_splits(splits: DatasetDict, folder: str | Path, about: dict | None = No
     Written beside under a name of this machine and process, then moved into place: an interrupted run leaves
     the old folder or none, and two runtimes on one Drive do not meet.
     """
-    from datasets import disable_progress_bars
-
     disable_progress_bars()
     folder = Path(folder)
     partial = folder.with_name(f"{folder.name}.partial-{platform.node()}-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
     splits.save_to_disk(partial)
     versions = {name: version(name) for name in ("pandas", "datasets", "pyarrow")}
-    manifest = {"rows": {name: len(split) for name, split in splits.items()}, "sha256": hash_splits(splits),
+    manifest = {"rows": splits.num_rows, "sha256": hash_splits(splits),
                 "versions": {"python": platform.python_version(), **versions}, **(about or {})}
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     (partial / "manifest.json").write_text(text, encoding="utf-8")
@@ -97,18 +87,15 @@ def load_splits(folder: str | Path) -> DatasetDict:
         FileNotFoundError: there is no such folder.
         ValueError: the folder is incomplete or damaged.
     """
-    from datasets import load_from_disk
-
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"There are no saved splits in {folder}; make them with prepare_splits().")
     try:
         expected = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))["sha256"]
         splits = load_from_disk(str(folder))
-        found = hash_splits(splits)
+        if (found := hash_splits(splits)) != expected:
+            raise ValueError(f"SHA-256 {found}, expected {expected}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"The splits in {folder} are damaged ({type(error).__name__}: {error}).") from error
-    if found != expected:
-        raise ValueError(f"The splits in {folder} are damaged: SHA-256 {found}, expected {expected}.")
     return splits
 
 
@@ -116,7 +103,7 @@ def hash_sources(sources: dict[str, pd.DataFrame]) -> str:
     """Hex digest of the raw rows and of CLEANING_VERSION: the name of the folder in which splits are kept."""
     digest = hashlib.sha256(f"cleaning {CLEANING_VERSION}".encode())
     for name, frame in sources.items():
-        for row in zip(*(frame[column].tolist() for column in REQUIRED[name]), strict=True):
+        for row in frame[list(REQUIRED[name])].itertuples(index=False):
             digest.update(json.dumps([name, *map(text_cell, row)]).encode())
     return digest.hexdigest()
 

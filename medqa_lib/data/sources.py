@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
+import datasets
 import pandas as pd
 
 from medqa_lib import config
@@ -20,9 +21,10 @@ HOW_TO_ACCEPT = (f"Accept the conditions on https://huggingface.co/datasets/{AFR
                  "a token of that account (notebook 01).")
 SAMPLE_DIR = Path(__file__).parents[1] / "sample"
 FILES = {"medquad": "medquad.csv", "afrimedqa": "afrimedqa_v2*.csv"}
-REQUIRED = {"medquad": ("question", "answer", "focus_area"),
-            "afrimedqa": ("question_type", "question", "answer_options", "correct_answer",
-                          "answer_rationale")}
+# Source -> a needed column of the publisher -> the field of cleaning.Row that it fills.
+REQUIRED = {"medquad": {name: name for name in ("question", "answer", "focus_area")},
+            "afrimedqa": {"question_type": "kind", "question": "question", "answer_options": "options",
+                          "correct_answer": "correct", "answer_rationale": "answer"}}
 
 
 def load_sources(data_dir: str | Path | None = None) -> dict[str, pd.DataFrame]:
@@ -39,22 +41,19 @@ def load_sources(data_dir: str | Path | None = None) -> dict[str, pd.DataFrame]:
     folder = data_dir or config.data_dir()
     if not folder and config.current_profile().name == "gpu":
         return {"medquad": download_medquad(), "afrimedqa": download_afrimedqa()}
-    folder = Path(folder or SAMPLE_DIR).expanduser()
-    paths = {name: path for name in FILES if (path := find_file(folder, name))}
-    if not paths:
+    folder, frames = Path(folder or SAMPLE_DIR).expanduser(), {}
+    for name, pattern in FILES.items():
+        found = [*folder.glob(pattern), *folder.glob(pattern + ".gz")]
+        if len(found) > 1:
+            raise FileNotFoundError(f"{folder} holds {len(found)} files {pattern}[.gz]; leave one of them.")
+        if found:
+            frames[name] = read_source(found[0], name)
+    if not frames:
         raise FileNotFoundError(f"{folder} holds neither {' nor '.join(FILES.values())} (or .gz). Set "
                                 "MEDQA_DATA_DIR to a folder with one or both, or unset it.")
-    if len(paths) < len(FILES):
-        print(f"{folder} holds one source, {', '.join(paths)}: it is used alone.")
-    return {name: read_source(path, name) for name, path in paths.items()}
-
-
-def find_file(folder: Path, name: str) -> Path | None:
-    """The file of a source in a folder, packed with gzip or not; None if there is none."""
-    found = sorted([*folder.glob(FILES[name]), *folder.glob(FILES[name] + ".gz")])
-    if len(found) > 1:
-        raise FileNotFoundError(f"{folder} holds {len(found)} files {FILES[name]}[.gz]; leave one of them.")
-    return found[0] if found else None
+    if len(frames) < len(FILES):
+        print(f"{folder} holds one source, {', '.join(frames)}: it is used alone.")
+    return frames
 
 
 def read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
@@ -103,10 +102,8 @@ def download_medquad() -> pd.DataFrame:
 
 def load_hub(repository: str) -> pd.DataFrame:
     """All rows of a data set of the Hub."""
-    from datasets import disable_progress_bars, load_dataset
-
-    disable_progress_bars()
-    parts = try_again(lambda: load_dataset(repository), repository)
+    datasets.disable_progress_bars()
+    parts = try_again(lambda: datasets.load_dataset(repository), repository)
     frame = pd.concat([part.to_pandas() for part in parts.values()], ignore_index=True)
     frame.attrs["origin"] = f"huggingface.co/datasets/{repository}"
     return frame

@@ -6,20 +6,16 @@ of it is exact and rests on SHA-256 and sorting, so the same pairs give the same
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset, DatasetDict
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from medqa_lib.data.texts import text_key
-
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
 
 COLUMNS = ("question", "answer", "source", "group", "choices", "focus_area")
 SPLITS = ("train", "validation", "test")
@@ -27,9 +23,14 @@ HELD_OUT_SHARE = 0.1  # each of validation and test
 MIN_LINK_WORDS = 8  # shorter texts ("All of the above", "Which is true?") may repeat by coincidence
 
 
+def to_json(*cells: str) -> bytes:
+    """The cells as one line to hash: they cannot run into each other."""
+    return json.dumps(cells, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
 def sha256_text(*parts: str) -> str:
-    """Hex digest of the parts; parts cannot run into each other."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+    """Hex digest of the parts."""
+    return hashlib.sha256(to_json(*parts)).hexdigest()
 
 
 # --- what links two rows ------------------------------------------------------------------------------------
@@ -46,27 +47,26 @@ def answer_key(answer: str) -> str:
     return text_key(answer) if len(answer.split()) >= MIN_LINK_WORDS else ""
 
 
+def link_keys(pairs: pd.DataFrame) -> dict[str, pd.Series]:
+    """Check -> the key per row. Rows with the same key are relatives; "" has none."""
+    return {"same question": pairs["question"].map(question_key),
+            "same answer (8 words or more)": pairs["answer"].map(answer_key),
+            "same disease (MedQuAD)": pairs["focus_area"].map(text_key)}
+
+
 def shingle_matrix(answers: list[str]) -> sparse.csr_matrix:
-    """(answers, shingles) of 0 and 1: which five words in a row are in which answer; rare shingles first.
-
-    Shingles are numbered exactly (pairs of words, pairs of pairs, and the fifth word), so none collide.
-    """
-
-    def number_pairs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        return pd.factorize(left << 32 | right)[0].astype(np.int64)
-
+    """(answers, shingles) of 0 and 1: which five words in a row are in which answer; rare shingles first."""
     words = [text_key(answer).split() for answer in answers]
     answer_of = np.repeat(np.arange(len(words)), [len(row) for row in words])
     word = pd.factorize(np.array([word for row in words for word in row], dtype=object))[0].astype(np.int64)
-    pair = number_pairs(word[:-1], word[1:])
-    four = number_pairs(pair[:-2], pair[2:])
-    five = number_pairs(four[:-1], word[4:])
-    starts, ends = answer_of[:len(five)], answer_of[len(answer_of) - len(five):]
-    within = starts == ends
-    rows, (shingle, _) = starts[within], pd.factorize(five[within])
-    by_rarity = np.argsort(np.bincount(shingle), kind="stable")
-    places = (rows, np.argsort(by_rarity)[shingle])
-    matrix = sparse.csr_matrix((np.ones(len(rows), np.int32), places), shape=(len(words), len(by_rarity)))
+    shingle = word
+    for place in range(1, 5):  # number runs of two words, then of three, ...: exact, as a hash would not be
+        shingle = pd.factorize(shingle[:-1] << 32 | word[place:])[0]
+    within = answer_of[:-4] == answer_of[4:]
+    rows, (shingle, _) = answer_of[:-4][within], pd.factorize(shingle[within])
+    matrix = sparse.csr_matrix((np.ones(len(rows), np.int32), (rows, shingle)),
+                               shape=(len(words), shingle.max(initial=-1) + 1))
+    matrix = matrix[:, np.argsort(np.bincount(shingle), kind="stable")]
     matrix.data[:] = 1
     matrix.sort_indices()
     return matrix
@@ -90,9 +90,8 @@ def near_duplicates(answers: list[str]) -> tuple[np.ndarray, np.ndarray]:
     places = (answer_of[in_prefix], shingles.indices[in_prefix])
     prefixes = sparse.csr_matrix((np.ones(len(places[0]), np.int32), places), shape=shingles.shape)
     i, j = sparse.triu(prefixes @ prefixes.T, k=1).nonzero()
-    shared = np.zeros(len(i), np.int64)
-    for some in np.array_split(np.arange(len(i)), len(i) // 20_000 + 1):  # raw data has millions
-        shared[some] = np.asarray(shingles[i[some]].multiply(shingles[j[some]]).sum(axis=1)).ravel()
+    parts = np.array_split(np.arange(len(i)), len(i) // 20_000 + 1)  # raw data has millions
+    shared = np.concatenate([shingles[i[some]].multiply(shingles[j[some]]).sum(axis=1).A1 for some in parts])
     similar = 5 * shared >= 4 * (sizes[i] + sizes[j] - shared)
     return i[similar], j[similar]
 
@@ -102,17 +101,14 @@ def link_groups(pairs: pd.DataFrame) -> list[str]:
 
     The id is made of the texts of the group, so it does not depend on the order of rows.
     """
-    keys = {"question": map(question_key, pairs["question"]), "answer": map(answer_key, pairs["answer"]),
-            "focus_area": map(text_key, pairs["focus_area"])}
-    first: dict[tuple[str, str], int] = {}
-    links = [(first.setdefault((kind, key), row), row)
-             for kind, column in keys.items() for row, key in enumerate(column) if key]
-    links = np.array([*links, *zip(*near_duplicates(pairs["answer"].tolist()), strict=True)], dtype=np.int64)
-    shape = (len(pairs), len(pairs))
-    graph = sparse.coo_matrix((np.ones(len(links)), links.reshape(-1, 2).T), shape=shape)
+    links = [near_duplicates(pairs["answer"].tolist())]
+    for key in link_keys(pairs).values():
+        row = pd.Series(range(len(pairs)))[(key != "").to_numpy()]
+        links.append((row, row.groupby(key.to_numpy()[row]).transform("first")))
+    i, j = np.concatenate(links, axis=1)
+    graph = sparse.coo_matrix((np.ones(len(i)), (i, j)), shape=(len(pairs), len(pairs)))
     component = connected_components(graph, directed=False)[1]
-    texts = zip(pairs["question"], pairs["answer"], strict=True)
-    digests = pd.Series([sha256_text(question, answer)[:16] for question, answer in texts])
+    digests = pd.Series(list(map(sha256_text, pairs["question"], pairs["answer"]))).str[:16]
     return digests.groupby(component).transform("min").tolist()
 
 
@@ -144,8 +140,6 @@ def split_pairs(pairs: pd.DataFrame, seed: int = 42, by: str = "group") -> Datas
     Raises:
         ValueError: `by` is neither, a column of `merge_sources` is missing, or a split is left empty.
     """
-    from datasets import Dataset, DatasetDict
-
     if by not in ("group", "random"):
         raise ValueError(f"Cannot split by {by!r}; expected 'group' or 'random'.")
     if missing := [name for name in COLUMNS if name not in pairs.columns]:
@@ -156,23 +150,18 @@ def split_pairs(pairs: pd.DataFrame, seed: int = 42, by: str = "group") -> Datas
     if empty := [name for name in SPLITS if name not in split_of]:
         raise ValueError(f"{len(pairs)} pairs in {pairs['group'].nunique()} groups are too few for 80/10/10: "
                          f"{', '.join(empty)} would be empty. Give more or smaller groups.")
-    rows = pairs[list(COLUMNS)].assign(split=split_of, order=order).sort_values("order")
-    return DatasetDict({name: Dataset.from_dict({column: part[column].tolist() for column in COLUMNS})
-                        for name in SPLITS for part in [rows[rows["split"] == name]]})
-
-
-@functools.lru_cache(maxsize=16)
-def hash_split(split: Dataset) -> str:
-    """SHA-256 of the content, not of the Arrow file: one JSON line per row, cells in the order of COLUMNS."""
-    digest, columns = hashlib.sha256(), split[:]
-    for row in zip(*(columns[name] for name in COLUMNS), strict=True):
-        digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-    return digest.hexdigest()
+    rows = pairs.assign(split=split_of, order=order).sort_values("order")
+    cells = {name: rows.loc[rows["split"] == name, list(COLUMNS)].to_dict("list") for name in SPLITS}
+    return DatasetDict({name: Dataset.from_dict(columns) for name, columns in cells.items()})
 
 
 def hash_splits(splits: DatasetDict) -> dict[str, str]:
-    """`hash_split` of every split, by name; each is computed once per process."""
-    return {name: hash_split(split) for name, split in splits.items()}
+    """SHA-256 of each split's content, not of its Arrow file: one JSON line per row, cells as in COLUMNS."""
+    digests = {}
+    for name, split in splits.items():
+        rows = zip(*map(split[:].get, COLUMNS), strict=True)
+        digests[name] = hashlib.sha256(b"".join(to_json(*row) + b"\n" for row in rows)).hexdigest()
+    return digests
 
 
 def leakage_report(splits: DatasetDict) -> pd.DataFrame:
@@ -181,18 +170,9 @@ def leakage_report(splits: DatasetDict) -> pd.DataFrame:
     Returns:
         per held-out split and check a row: split, check, rows (that the check applies to), in_train, percent.
     """
-    return _leakage_report(*(splits[name] for name in SPLITS)).copy()
-
-
-@functools.lru_cache(maxsize=4)
-def _leakage_report(*splits: Dataset) -> pd.DataFrame:
-    frames = [split.to_pandas().assign(split=name) for name, split in zip(SPLITS, splits, strict=True)]
-    frame = pd.concat(frames, ignore_index=True)
+    frame = pd.concat([splits[name].to_pandas().assign(split=name) for name in SPLITS], ignore_index=True)
     in_train = frame["split"] == "train"
-    keys = {"same question": frame["question"].map(question_key),
-            "same answer (8 words or more)": frame["answer"].map(answer_key),
-            "same disease (MedQuAD)": frame["focus_area"].map(text_key)}
-    found = {check: (key != "", key.isin(set(key[in_train]))) for check, key in keys.items()}
+    found = {check: (key != "", key.isin(set(key[in_train]))) for check, key in link_keys(frame).items()}
     i, j = near_duplicates(frame["answer"].tolist())
     has_twin = frame.index.isin([*i[in_train[j]], *j[in_train[i]]])
     found["near-duplicate answer (8 words or more)"] = (found["same answer (8 words or more)"][0], has_twin)

@@ -34,18 +34,14 @@ _LOOKALIKES = {"'": "\u2018\u2019\u02bc", '"': "\u201c\u201d", "-": "\u2010\u201
                "...": "\u2026", "": _INVISIBLE}
 _CHARACTERS = str.maketrans({odd: plain for plain, odd_ones in _LOOKALIKES.items() for odd in odd_ones})
 # Tags by name: `p<0.05`, `<50%` and `</s>` are content (prompts.py makes control-token text harmless).
-_TAG = r"</?(?:{names})(?:\s+[\w-]+\s*=[^<>]*)?\s*/?>"
-_INLINE_TAG = re.compile(_TAG.format(names="b|i|u|em|strong|a|span|font"), re.IGNORECASE)
-_BLOCK_NAMES = "p|br|hr|div|ul|ol|li|table|tr|td|th|h[1-6]|img|sup|sub"
-_BLOCK_TAG = re.compile(_TAG.format(names=_BLOCK_NAMES), re.IGNORECASE)
+_TAG = re.compile(r"</?(?:(b|i|u|em|strong|a|span|font)|p|br|hr|div|ul|ol|li|table|tr|td|th|h[1-6]|img|sup"
+                  r"|sub)(?:\s+[\w-]+\s*=[^<>]*)?\s*/?>", re.IGNORECASE)
 
 
 def clean_text(text: str) -> str:
     """Composed Unicode, plain quotes and hyphens, no entities, tags, control characters or double spaces."""
-    for _ in range(3):  # pages are often escaped twice
-        text = html.unescape(text)
-    if "<" in text:
-        text = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", text))
+    text = html.unescape(html.unescape(text))  # pages are often escaped twice
+    text = _TAG.sub(lambda tag: "" if tag[1] else " ", text)
     text = unicodedata.normalize("NFC", " ".join(text.translate(_CHARACTERS).split()))
     if not text.isprintable():
         text = "".join(character if character.isprintable() else " " for character in text)
@@ -61,23 +57,15 @@ _NUMBERING = re.compile(
     r"|\d{1,3}(?=[A-Z][a-z])"  # 6During
     r"|(?!\.\.\.)[.):;,]+)\s*"  # stray punctuation, but not the gap of "... is the commonest cause"
 )
-_ABOUT = re.compile(r"what i need to know about ", re.IGNORECASE)
+ABOUT = re.compile(r"what i need to know about ", re.IGNORECASE)
 _REWRITES = (
-    (_ABOUT, ""),
+    (ABOUT, ""),
     (re.compile(r"^what research \(or clinical trials\) is", re.IGNORECASE), "What research is"),
     (re.compile(r"(?:\s*\?)+"), "?"),
     (re.compile(r"^(do you have information about [^?]+)$", re.IGNORECASE), r"\1?"),
 )
-_EMPTY_SLOT = re.compile(
-    r"(?:what (?:is|are|is \(are\)|causes|to do for)|what are the (?:\w+ )+(?:of|for|to)"
-    r"|what is the outlook for|is inherited|who is at risk for|how to (?:prevent|diagnose)"
-    r"|how many people are affected by|what research is being done for|do you have information about|)\s*\?*",
-    re.IGNORECASE)
-
-
-def fix_focus_area(focus_area: str) -> str:
-    """The disease alone: `"What I need to know about Gallstones"` -> `"Gallstones"`."""
-    return _ABOUT.sub("", focus_area)
+_EMPTY_SLOT = re.compile(r"(?:what (?:is|are|is \(are\)|causes)|who is at risk for"
+                         r"|how to (?:prevent|diagnose)|)\s*\?*", re.IGNORECASE)
 
 
 def fix_question(question: str, focus_area: str = "", answer: str = "") -> str:
@@ -117,16 +105,6 @@ def strip_answer_label(answer: str) -> str:
     if len(re.findall(r"(?:^|\W)[A-E][.)]", rest)) == 1:
         rest = re.sub(r"^[A-E][.)]\s*(?=[A-Z]|$)", "", rest)
     return _REASON_LABEL.sub("", rest)
-
-
-_PHENOTYPE_TABLE = re.compile(r"The Human Phenotype Ontology provides.*?(?:may be rare or common\.|$)")
-
-
-def cut_phenotype_table(answer: str) -> str:
-    """The answer without the flattened table of signs and frequencies, and without the table's legend."""
-    if "Human Phenotype Ontology" not in answer:
-        return answer
-    return " ".join(_PHENOTYPE_TABLE.sub(" ", answer).split())
 
 
 _LEAD_IN = re.compile(r"^(?:Key Points\b[\s:-]*|Summary\s*:\s*|On this Page\b(?:[^.!?]*\?)*\s*"

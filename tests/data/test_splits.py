@@ -172,7 +172,7 @@ def test_split_pairs_refuses_to_leave_a_split_empty():
         split_pairs(make_pairs([{"group": "a"}] * 30))
 
 
-def test_hash_split_is_the_sha256_of_one_json_line_a_row():
+def test_hash_splits_is_the_sha256_of_one_json_line_a_row():
     rows = [
         {
             "question": "Qu\u00e9?",
@@ -184,7 +184,8 @@ def test_hash_split_is_the_sha256_of_one_json_line_a_row():
         }
     ]
     line = json.dumps(["Qu\u00e9?", "a\nb", "medquad", "g", "", "f"], ensure_ascii=False)
-    assert splits.hash_split(Dataset.from_list(rows)) == hashlib.sha256(line.encode() + b"\n").hexdigest()
+    digest = hashlib.sha256(line.encode() + b"\n").hexdigest()
+    assert splits.hash_splits(DatasetDict({"test": Dataset.from_list(rows)})) == {"test": digest}
 
 
 def test_leakage_report_counts_held_out_rows_with_a_relative_in_train():
