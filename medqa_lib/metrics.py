@@ -1,15 +1,10 @@
 """The metric panel: what an answer shares with its reference, and how it reads.
 
-`score_answers` gives one row per example, `summarize_scores` turns such rows into the numbers of a table, and
-`evaluation.significance` resamples the rows. `evaluation/evaluate_metric.py` is the panel as an
-`evaluate.Metric`.
+`score_answers` gives a row per example, `summarize_scores` the numbers of a table; `evaluation.significance`
+resamples the rows, `evaluation/evaluate_metric.py` is the panel as an `evaluate.Metric`.
 
 Units: ROUGE, token F1, BERTScore and shares are in 0..1, BLEU in 0..100, readability in US school grades.
-An empty answer or reference scores 0 in every overlap metric (two empty ones have token F1 = 1, as in SQuAD
-2.0), 0 in every share and, by `textstat`'s convention, 0 in both readability grades. A grade above
-HIGHEST_GRADE counts
-as that: an answer without a full stop is one endless sentence, and a few (grade 8,811 was seen) would be the
-    mean.
+An empty answer or reference scores 0 in every metric (but two empty ones have token F1 = 1, as in SQuAD 2.0).
 """
 
 from __future__ import annotations
@@ -26,7 +21,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-HIGHEST_GRADE = 24.0
+HIGHEST_GRADE = 24.0  # an answer without a full stop is one endless sentence: grade 8,811 was seen
 BLEU_COLUMNS = ("bleu_hyp_len", "bleu_ref_len",
                 *(f"bleu_{part}_{n}" for part in ("match", "total") for n in range(1, 5)))
 
@@ -72,8 +67,7 @@ def score_answers(predictions: Sequence[str], references: Sequence[str],
         0.8
     """
     pairs = list(zip(predictions, references, strict=True))
-    bar = tqdm(pairs, desc="scoring", unit="answer", leave=False, file=sys.stdout,
-               disable=len(pairs) < 200)
+    bar = tqdm(pairs, "scoring", unit="answer", leave=False, file=sys.stdout, disable=len(pairs) < 200)
     scores = pd.DataFrame([_score_pair(prediction, reference) for prediction, reference in bar])
     if encoder:
         scores["bertscore_f1"] = _score_bert(pairs, encoder)
@@ -81,7 +75,7 @@ def score_answers(predictions: Sequence[str], references: Sequence[str],
         scores["question_copy_share"] = [_share_copied(answer, question) for answer, question
                                          in zip(predictions, questions, strict=True)]
     if stopped is not None:
-        scores["eos_rate"] = np.asarray(stopped, dtype=float)
+        scores["eos_rate"] = list(map(float, stopped))
     return scores[[name for name in (*METRICS, "reference_words", *BLEU_COLUMNS) if name in scores]]
 
 
@@ -134,15 +128,14 @@ def bleu_from_statistics(statistics: np.ndarray) -> np.ndarray:
 def _score_pair(prediction: str, reference: str) -> dict[str, float]:
     import textstat
 
-    words, reference_words = prediction.split(), reference.split()
+    words = prediction.split()
     bleu = _bleu_scorer().sentence_score(prediction, [reference])
     statistics = (bleu.sys_len, bleu.ref_len, *bleu.counts, *bleu.totals)
     return {
         **_score_rouge(prediction, reference),
         "token_f1": _score_token_f1(prediction, reference),
         "repeated_4gram_share": _share_repeated(words),
-        "words": len(words),
-        "reference_words": len(reference_words),
+        "words": len(words), "reference_words": len(reference.split()),
         "flesch_kincaid": min(HIGHEST_GRADE, textstat.flesch_kincaid_grade(prediction)),
         "smog": min(HIGHEST_GRADE, textstat.smog_index(prediction)),
         **dict(zip(BLEU_COLUMNS, statistics, strict=True)),
@@ -157,35 +150,37 @@ def _bleu_scorer():
 
 
 @functools.cache
-def _rouge_scorer() -> tuple:
-    """rouge_score's scorer and tokenizer, with a cache of stems and tokens: they take most of its time."""
+def _rouge_tokenizer():
+    """rouge_score's, with a cache of stems: they take most of its time."""
     from nltk.stem.porter import PorterStemmer
-    from rouge_score import rouge_scorer, tokenize
+    from rouge_score import tokenize
 
     stemmer = SimpleNamespace(stem=functools.lru_cache(maxsize=100_000)(PorterStemmer().stem))
-    cached = functools.lru_cache(maxsize=4)(lambda text: tokenize.tokenize(text, stemmer))
-    return rouge_scorer.RougeScorer(["rouge1", "rouge2"], tokenizer=SimpleNamespace(tokenize=cached)), cached
+    return lambda text: tokenize.tokenize(text, stemmer)
 
 
 def _score_rouge(prediction: str, reference: str) -> dict[str, float]:
-    scorer, tokenize = _rouge_scorer()
-    scores = {name: score.fmeasure for name, score in scorer.score(reference, prediction).items()}
-    tokens, reference_tokens = tokenize(prediction), tokenize(reference)
-    common = count_common_subsequence(tokens, reference_tokens)
-    return scores | {"rougeL": 2 * common / max(1, len(tokens) + len(reference_tokens))}
+    """F1 of shared words, pairs of words and of the longest common subsequence, as in rouge_score."""
+    tokens, others = map(_rouge_tokenizer(), (prediction, reference))
+    scores = {f"rouge{n}": _f1(_list_ngrams(tokens, n), _list_ngrams(others, n)) for n in (1, 2)}
+    common = count_common_subsequence(tokens, others)
+    return scores | {"rougeL": 2 * common / max(1, len(tokens) + len(others))}
+
+
+def _f1(items: Sequence, others: Sequence) -> float:
+    """F1 of two bags: shared items count as often as they are in both."""
+    return 2 * (Counter(items) & Counter(others)).total() / max(1, len(items) + len(others))
 
 
 def count_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     """Length of the longest common subsequence, a row of the table at a time in the bits of one integer.
 
-    Hyyro (2004), "Bit-parallel LCS-length computation revisited": the same number as rouge_score's table,
-    much sooner.
+    Hyyro (2004), "Bit-parallel LCS-length computation revisited": rouge_score's number, much sooner.
     """
     positions: dict[str, int] = {}
     for index, token in enumerate(first):
         positions[token] = positions.get(token, 0) | 1 << index
-    full = (1 << len(first)) - 1
-    row = full
+    full = row = (1 << len(first)) - 1
     for token in second:
         matches = row & positions.get(token, 0)
         row = (row + matches | row - matches) & full
@@ -194,10 +189,8 @@ def count_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int
 
 def _score_token_f1(prediction: str, reference: str) -> float:
     """SQuAD's F1: bags of lower-case words without punctuation and articles."""
-    tokens, reference_tokens = _normalize_words(prediction), _normalize_words(reference)
-    if not tokens or not reference_tokens:
-        return float(tokens == reference_tokens)
-    return 2 * (Counter(tokens) & Counter(reference_tokens)).total() / (len(tokens) + len(reference_tokens))
+    tokens, others = _normalize_words(prediction), _normalize_words(reference)
+    return _f1(tokens, others) if tokens or others else 1.0
 
 
 def _normalize_words(text: str) -> list[str]:

@@ -21,15 +21,14 @@ class Answer:
 
 
 class AnswerStore:
-    """Append-only JSON lines, one answer per line with its key.
+    """Append-only JSON lines, one answer of one model per line with its key.
 
-    A torn last line is not read, and is cut off before the next write.
-    Under `accelerate launch` each process writes a file of its own (`answers.jsonl`, `answers.1.jsonl`, ...)
-    and reads all.
+    A torn last line is not read, and is cut off before the next write. Under `accelerate launch` each process
+    writes a file of its own (`answers.jsonl`, `answers.1.jsonl`, ...) and reads all.
     """
 
     def __init__(self, path: Path | str, adapter_dir: Path | None = None):
-        """The answers of one model: the untuned one, or the one with the adapter in `adapter_dir`."""
+        """The answers of the untuned model, or of the one with the adapter in `adapter_dir`."""
         self.path, self.model = Path(path), hash_adapter(adapter_dir)
         self._answers: dict[str, Answer] = {}
         for file in (self.path, *self.path.parent.glob(f"{self.path.stem}.[0-9]*.jsonl")):
@@ -50,13 +49,13 @@ class AnswerStore:
     def append(self, answers: dict[Sequence[int], Answer], settings: dict, process: int = 0) -> None:
         """Write a batch, prompt -> answer, with one synced write."""
         new = {self._key(prompt, settings): answer for prompt, answer in answers.items()}
+        lines = "".join(json.dumps([key, *astuple(answer)]) + "\n" for key, answer in new.items())
         file = self.path.with_suffix(f".{process}.jsonl") if process else self.path
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps([key, *astuple(answer)]) + "\n" for key, answer in new.items()]
         with open(file, "a+b") as stream:
             stream.seek(0)
             stream.truncate(stream.read().rfind(b"\n") + 1)
-            stream.write("".join(lines).encode())
+            stream.write(lines.encode())
             stream.flush()
             os.fsync(stream.fileno())
         self._answers |= new
@@ -65,12 +64,11 @@ class AnswerStore:
 def hash_adapter(folder: Path | None) -> str:
     """Short SHA-256 of an adapter's weights and of the settings that scale them; "base" without an adapter.
 
-    The rest of its configuration, such as the base model's folder, differs between machines and changes no
-    answer.
+    The rest of its configuration, such as the base model's folder, differs between machines.
     """
     if folder is None:
         return "base"
-    settings = json.loads((Path(folder) / "adapter_config.json").read_text())
+    settings = json.loads((folder / "adapter_config.json").read_text())
     scale = json.dumps({name: settings.get(name) for name in ("r", "lora_alpha", "use_rslora", "use_dora")})
-    weights = (Path(folder) / "adapter_model.safetensors").read_bytes()
+    weights = (folder / "adapter_model.safetensors").read_bytes()
     return hashlib.sha256(scale.encode() + weights).hexdigest()[:16]

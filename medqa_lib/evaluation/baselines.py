@@ -1,8 +1,4 @@
-"""Baselines: what a score is worth shows only beside what costs nothing.
-
-`python -m medqa_lib.evaluation.baselines` writes them as runs beside the untuned model's. None of them
-trains, one generates.
-"""
+"""Baselines: what a score is worth shows only beside what costs nothing. None trains, one generates."""
 
 from __future__ import annotations
 
@@ -31,9 +27,7 @@ def run_baselines(splits=None, profile: Profile | None = None,
     """Score the baselines on the questions that the untuned model answered; finished ones are read instead.
 
     A model without a chat template has no `baseline_chat_template`. The other two have no answers to the
-    sample
-    questions: the nearest answer would be a row of a data set, and the sample questions have no reference to
-        cut by.
+    sample questions: the nearest answer would be a row of a data set, and there is no reference to cut by.
 
     Returns:
         Run name -> result. Its metrics hold no validation loss, and no EOS rate where nothing was generated.
@@ -41,50 +35,35 @@ def run_baselines(splits=None, profile: Profile | None = None,
     profile, home = profile or current_profile(), home or home_dir()
     splits = splits or prepare_splits(home=home)
     identity = evaluation.run_base(splits, profile, home).config["identity"]
-    lines = {}
-    for name, description in BASELINES.items():
-        context = evaluation.RunContext(name, splits, profile, home, identity)
-        lines[name] = find_finished(context.folder, identity)
-        answers = None if lines[name] else _answer(context)
-        if answers:
-            test = evaluation.choose_test_questions(splits["test"], profile)
-            scores = evaluation.score_test(test, answers[:len(test)], profile)
-            if name != "baseline_chat_template":
-                scores = scores.drop(columns="eos_rate")
-            numbers = {**metrics.summarize_scores(scores), "n_test": len(scores)}
-            samples = [{"question": question, "answer": answer.text} for question, answer
-                       in zip(evaluation.SAMPLE_QUESTIONS, answers[len(test):], strict=False)]
-            config = {"identity": identity, "description": description, **describe_environment()}
-            lines[name] = save_run(context.folder, config, numbers, scores, samples=samples)
-    return {name: run for name, run in lines.items() if run}
+    contexts = [evaluation.RunContext(name, splits, profile, home, identity) for name in BASELINES]
+    runs = {each.name: find_finished(each.folder, identity) or _score_baseline(each) for each in contexts}
+    return {name: run for name, run in runs.items() if run}
 
 
-def find_nearest_answers(train_questions: Sequence[str], train_answers: Sequence[str],
-                         questions: Sequence[str]) -> list[str]:
-    """For each question the answer of the training question with the largest cosine of TF-IDF vectors."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+def _score_baseline(context: evaluation.RunContext) -> RunResult | None:
+    """Answer, score and write one baseline; None without a chat template."""
+    test = evaluation.choose_test_questions(context.splits["test"], context.profile)
+    answers = _answer(context, test)
+    if answers is None:
+        return None
+    scores = evaluation.score_test(test, answers[:len(test)], context.profile)
+    if context.name != "baseline_chat_template":
+        scores = scores.drop(columns="eos_rate")
+    samples = [{"question": question, "answer": answer.text} for question, answer
+               in zip(evaluation.SAMPLE_QUESTIONS, answers[len(test):], strict=False)]
+    config = {"identity": context.identity, "description": BASELINES[context.name], **describe_environment()}
+    numbers = {**metrics.summarize_scores(scores), "n_test": len(scores)}
+    return save_run(context.folder, config, numbers, scores, samples=samples)
 
-    vectorizer = TfidfVectorizer(sublinear_tf=True)
-    train = vectorizer.fit_transform(train_questions)
-    asked = vectorizer.transform(questions)
-    return [train_answers[row] for start in range(0, len(questions), 256)
-            for row in (asked[start:start + 256] @ train.T).toarray().argmax(axis=1)]
 
-
-def cut_words(answer: str, reference: str) -> str:
-    """The first words of the answer, as many as the reference has."""
-    return " ".join(answer.split()[:len(reference.split())])
-
-
-def _answer(context: evaluation.RunContext) -> list[Answer] | None:
-    """A baseline's answers to the test questions (and the samples); None without a chat template."""
-    profile, splits = context.profile, context.splits
-    test, tokenizer = evaluation.choose_test_questions(splits["test"], profile), load_tokenizer(profile)
-    questions = list(test["question"])
+def _answer(context: evaluation.RunContext, test) -> list[Answer] | None:
+    """Answers to the test questions, with a chat template to the samples, too; None if there is none."""
+    profile, splits, questions = context.profile, context.splits, list(test["question"])
     if context.name == "baseline_nearest_answer":
         train = splits["train"]
         nearest = find_nearest_answers(list(train["question"]), list(train["answer"]), questions)
         return [Answer(text, True, 0) for text in nearest]
+    tokenizer = load_tokenizer(profile)
     if context.name == "baseline_untuned_cut":
         store = evaluation.RunContext("base", splits, profile, context.home, context.identity).answers()
         answers = generate_records(None, tokenizer, questions, profile.max_new_tokens, store)
@@ -97,6 +76,17 @@ def _answer(context: evaluation.RunContext) -> list[Answer] | None:
     return generate_records(model, tokenizer, prompts, profile.max_new_tokens, context.answers())
 
 
-if __name__ == "__main__":
-    for run_name, result in run_baselines().items():
-        print("{}: ROUGE-L {rougeL:.4f}, BLEU {bleu:.2f}".format(run_name, **result.metrics))
+def find_nearest_answers(train_questions: Sequence[str], train_answers: Sequence[str],
+                         questions: Sequence[str]) -> list[str]:
+    """For each question the answer of the training question with the largest cosine of TF-IDF vectors."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(sublinear_tf=True)
+    train, asked = vectorizer.fit_transform(train_questions), vectorizer.transform(questions)
+    return [train_answers[row] for start in range(0, len(questions), 256)
+            for row in (asked[start:start + 256] @ train.T).toarray().argmax(axis=1)]
+
+
+def cut_words(answer: str, reference: str) -> str:
+    """The first words of the answer, as many as the reference has."""
+    return " ".join(answer.split()[:len(reference.split())])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from contextlib import contextmanager
 from functools import partial
 
@@ -46,8 +45,7 @@ def generate_records(model, tokenizer, questions: list, max_new_tokens: int = 25
     Under `accelerate launch` every process must call this: each answers its share, and all get all answers.
 
     Args:
-        model: a causal language model, merged or with its adapter. None is enough when `store` holds all
-            answers.
+        model: a causal language model; None is enough when `store` holds all answers.
         questions: texts, which are put into the prompt format, or token ids, which are taken as they are.
         store: answers found there are read instead of generated; new ones are appended.
         batch_size: rows per batch; halved whenever memory runs out.
@@ -58,19 +56,17 @@ def generate_records(model, tokenizer, questions: list, max_new_tokens: int = 25
     prompts = [tuple(encode_prompt(tokenizer, each) if isinstance(each, str) else each) for each in questions]
     settings = {"greedy": True, "max_new_tokens": max_new_tokens, "eos": tokenizer.eos_token_id}
     state = PartialState(cpu=not torch.cuda.is_available())
-    rank, processes = state.process_index, state.num_processes
-    mine = sorted(dict.fromkeys(prompts), key=len, reverse=True)[rank::processes]
+    mine = sorted(dict.fromkeys(prompts), key=len, reverse=True)[state.process_index::state.num_processes]
     found = {prompt: store.get(prompt, settings) for prompt in mine} if store else {}
     missing = {prompt for prompt in mine if not found.get(prompt)}
     if missing and model is None:
         raise ValueError(f"{len(missing)} of {len(mine)} answers are not in the store; pass the model.")
-    batches = _generate_batches(model, tokenizer, mine, missing, max_new_tokens, batch_size)
-    for batch in batches if missing else ():
+    for batch in _generate_batches(model, tokenizer, mine, missing, max_new_tokens, batch_size):
         new = {prompt: answer for prompt, answer in batch.items() if prompt in missing}
         found |= new
         if store:
-            store.append(new, settings, rank)
-    if processes > 1:
+            store.append(new, settings, state.process_index)
+    if state.num_processes > 1:
         found = dict(gather_object(list(found.items())))
     return [found[prompt] for prompt in prompts]
 
@@ -82,40 +78,38 @@ def _generate_batches(model, tokenizer, prompts: list[tuple], missing: set, max_
     A batch is computed whole even if some of its answers are known: in bfloat16 an answer can depend on the
     batch's shape.
     """
-    eos, start, tokens, began = tokenizer.eos_token_id, 0, 0, time.perf_counter()
+    if not missing:
+        return
+    eos, start = tokenizer.eos_token_id, 0
     decode, most = _choose_decoder(model, eos)
     limit = batch_size or most
     bar = tqdm(total=len(prompts), desc="Answers", unit="answer", leave=False, file=sys.stdout,
                disable=not PartialState().is_main_process)
-    with _greedy_mode(model), sdpa_kernel(BACKENDS):
-        while start < len(prompts):
-            batch = prompts[start:start + limit]
+    with bar, _greedy_mode(model), sdpa_kernel(BACKENDS):
+        while batch := prompts[start:start + limit]:
             if missing.intersection(batch):
+                decode = decode or _choose_decoder(model, eos)[0]
                 try:
-                    decode = decode or _choose_decoder(model, eos)[0]
                     answers = decode(*pad_left(batch, eos, model.device), max_new_tokens)
                 except torch.OutOfMemoryError:
                     if len(batch) == 1:
                         raise
-                    answers = decode = None
-                if answers is None:  # not in the handler, whose traceback keeps the batch's tensors alive
+                    decode = None
+                if decode is None:  # not in the handler, whose traceback keeps the batch's tensors alive
                     torch.cuda.empty_cache()
                     limit = len(batch) // 2
                     continue
-                tokens += sum(map(len, answers))
-                bar.set_postfix_str(f"{tokens / (time.perf_counter() - began):.0f} tokens/s")
                 yield {prompt: _to_answer(tokenizer, ids) for prompt, ids in zip(batch, answers, strict=True)}
             start += len(batch)
             bar.update(len(batch))
-    bar.close()
 
 
 def pad_left(prompts: list, pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, T) ids and mask. Padding goes left: every row's next token comes from the last position."""
     width = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(prompt)) + [*prompt] for prompt in prompts], device=device)
+    ids = [[pad_id] * (width - len(prompt)) + [*prompt] for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return ids, torch.tensor(mask, device=device)
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 @contextmanager
@@ -134,8 +128,7 @@ def _greedy_mode(model):
 
 def _choose_decoder(model, eos_id: int):
     """(callable (ids, mask, max_new_tokens) -> token ids per row up to EOS, most rows at a time)."""
-    decoder = fast.make_decoder(model, eos_id) if fast else None
-    if decoder:
+    if decoder := fast and fast.make_decoder(model, eos_id):
         return decoder, MAX_ROWS_FAST
     return partial(decode_plain, model, eos_id), MAX_ROWS[model.device.type]
 

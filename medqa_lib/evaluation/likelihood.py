@@ -30,7 +30,7 @@ def completion_loss(model, examples: Sequence[dict]) -> float:
         ValueError: no token is supervised.
     """
     losses, tokens = sum_answer_losses(model, list(examples))
-    if sum(tokens) == 0:
+    if not any(tokens):
         raise ValueError(f"None of {len(losses)} examples has a supervised token: labels are {IGNORE_INDEX}.")
     return math.fsum(losses) / sum(tokens)
 
@@ -43,24 +43,21 @@ def score_options(model, tokenizer, questions: Sequence[str], choices: Sequence[
 
     Args:
         questions: N questions.
-        choices: N strings, each "" (no options) or JSON such as `{"options": ["Iron", "Zinc"], "correct":
-            0}`.
+        choices: N strings, "" (no options) or JSON such as `{"options": ["Iron", "Zinc"], "correct": 0}`.
     Returns:
         N rows: `mcq_asked` (1 or 0), `mcq_correct` (1 or 0), `mcq_chance` (what guessing gives), all 0
         without options.
     """
+    table = pd.DataFrame(0.0, range(len(questions)), ["mcq_asked", "mcq_correct", "mcq_chance"])
     asked = {row: json.loads(choice) for row, choice in enumerate(choices) if choice}
-    pairs = [(row, option) for row, choice in asked.items() for option in choice["options"]]
     limit = model.config.max_position_embeddings
     losses, _ = sum_answer_losses(model, [
         encode_example(tokenizer, questions[row], option, limit, policy="no_eos", truncation="drop")
-        for row, option in pairs])
-    scores: dict[int, list[float]] = {row: [] for row in asked}
-    for (row, option), loss in zip(pairs, losses, strict=True):
-        scores[row].append(loss / len(option))
-    table = pd.DataFrame(0.0, range(len(questions)), ["mcq_asked", "mcq_correct", "mcq_chance"])
-    for row, found in scores.items():
-        table.loc[row] = 1, found.index(min(found)) == asked[row]["correct"], 1 / len(found)
+        for row, choice in asked.items() for option in choice["options"]])
+    remaining = iter(losses)
+    for row, choice in asked.items():
+        scores = [next(remaining) / len(option) for option in choice["options"]]
+        table.loc[row] = 1, scores.index(min(scores)) == choice["correct"], 1 / len(scores)
     return table
 
 
@@ -68,21 +65,21 @@ def sum_answer_losses(model, examples: Sequence[dict]) -> tuple[list[float], lis
     """(N,) summed loss in nats and (N,) number of supervised tokens, in batches of similar length."""
     model.eval()
     losses, tokens = [0.0] * len(examples), [0] * len(examples)
-    budget = MAX_BATCH_TOKENS[model.device.type]
     order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]), reverse=True)
-    bar = tqdm(total=len(order), desc="answer loss", unit="example", leave=False, file=sys.stdout,
-               disable=len(order) < 200)
-    while order:
-        size = max(1, budget // len(examples[order[0]]["input_ids"]))
-        rows, order = order[:size], order[size:]
-        for row, loss in zip(rows, _compute_losses(model, [examples[row] for row in rows]), strict=True):
-            losses[row], tokens[row] = float(loss.sum()), len(loss)
-        bar.update(len(rows))
+    with tqdm(total=len(order), desc="answer loss", unit="example", leave=False, file=sys.stdout,
+              disable=len(order) < 200) as bar:
+        while order:
+            size = max(1, MAX_BATCH_TOKENS[model.device.type] // len(examples[order[0]]["input_ids"]))
+            rows, order = order[:size], order[size:]
+            found = _compute_losses(model, [examples[row] for row in rows])
+            for row, loss in zip(rows, found, strict=True):
+                losses[row], tokens[row] = float(loss.sum()), len(loss)
+            bar.update(len(rows))
     return losses, tokens
 
 
 @torch.no_grad()
-def _compute_losses(model, batch: Sequence[dict]) -> list[torch.Tensor]:
+def _compute_losses(model, batch: Sequence[dict]) -> tuple[torch.Tensor, ...]:
     """Loss of each supervised token, one float64 tensor per example. Padding goes right.
 
     The sum over a vocabulary of 49,152 loses 2e-5 of the loss in float32, so it is taken in float64.
@@ -96,4 +93,4 @@ def _compute_losses(model, batch: Sequence[dict]) -> list[torch.Tensor]:
     part = max(1, MAX_LOGITS // logits.shape[-1])
     loss = torch.cat([cross_entropy(some.double(), target, reduction="none") for some, target
                       in zip(logits[kept].split(part), targets[kept].split(part), strict=True)])
-    return list(loss.cpu().split(kept.sum(1).tolist()))
+    return loss.cpu().split(kept.sum(1).tolist())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,13 +27,10 @@ def lock_run(name: str, profile: Profile, home: Path) -> Iterator[None]:
     """
     path = scratch_dir(home) / "locks" / profile.model_slug / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes the first holds it for all
     try:
-        if int(os.environ.get("RANK", "0")) == 0:  # of several processes the first holds it for all
-            lock.acquire(timeout=DYING_S)
+        lock = FileLock(path).acquire(timeout=DYING_S) if first else nullcontext()
     except Timeout:
         raise RunBusy(f"Another process works on {name} in {home}. Wait for it to end, or stop it.") from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()

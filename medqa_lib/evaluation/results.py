@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -14,7 +13,7 @@ import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +23,7 @@ from medqa_lib.config import Experiment, Profile, home_dir
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "rouge_score",
             "sacrebleu", "bert_score", "textstat")
 PUBLISHED = Path(__file__).parents[2] / "assets" / "results"  # in a checkout: MODEL/RUN
+EXPLANATIONS = ("question", "baseline", "changed_fields")  # of an experiment; they change no result
 RUN_ORDER = ("base", "exp_001", "exp_002", "exp_003", "exp_004", "exp_005")
 
 
@@ -53,30 +53,25 @@ def describe_environment() -> dict:
     """Date, GPU and versions: what a figure must be labelled with."""
     import torch
 
-    versions = dict.fromkeys(PACKAGES)
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (CPU)"
     return {"date": datetime.date.today().isoformat(), "gpu": gpu, "python": platform.python_version(),
-            "versions": versions}
+            "versions": {package: version(package) for package in PACKAGES}}
 
 
 def run_identity(experiment: Experiment | None, profile: Profile, data_hashes: dict) -> dict:
     """What must be equal for a checkpoint or a result to be used again, as JSON values."""
-    recipe = dataclasses.asdict(experiment) if experiment else None
-    for told in ("question", "baseline", "changed_fields") if recipe else ():
-        del recipe[told]
+    recipe = dataclasses.asdict(experiment) if experiment else {}
+    recipe = {name: value for name, value in recipe.items() if name not in EXPLANATIONS}
     evaluation = {name: getattr(profile, name)
                   for name in ("max_new_tokens", "test_questions", "validation_pairs", "bertscore_encoder")}
-    identity = {"experiment": recipe, "model": profile.model, "data": data_hashes, "evaluation": evaluation}
+    identity = {"experiment": recipe or None, "model": profile.model, "data": data_hashes,
+                "evaluation": evaluation}
     return json.loads(json.dumps(identity))
 
 
 def identity_differences(saved: dict, wanted: dict) -> list[str]:
     """One line for each field that differs, nested fields by their dotted name."""
-    old, new = (pd.json_normalize(json.loads(json.dumps(each))).to_dict("records")[0]
-                for each in (saved, wanted))
+    old, new = (pd.json_normalize(each).to_dict("records")[0] for each in (saved, wanted))
     return [f"{name}: checkpoint {old.get(name)!r}, this run {new.get(name)!r}"
             for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
@@ -118,9 +113,6 @@ def load_run(folder: str | Path) -> RunResult:
         FileNotFoundError: the folder is not a complete run; the message names the file that is missing.
     """
     folder = Path(folder)
-    for name in ("config.json", "metrics.json", "scores.csv", "loss.csv", "samples.json"):
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder} is incomplete: {name} is missing. Run it to the end.")
     config, metrics, samples = (json.loads((folder / f"{name}.json").read_text("utf-8"))
                                 for name in ("config", "metrics", "samples"))
     log = folder / "log.txt"
@@ -132,10 +124,9 @@ def load_run(folder: str | Path) -> RunResult:
 
 
 def load_runs(root: str | Path) -> dict[str, RunResult]:
-    """All complete runs under `root`, the untuned model first, then the experiments by name."""
-    names = [folder.parent.name for folder in Path(root).glob("*/metrics.json")]
-    names.sort(key=lambda name: (RUN_ORDER.index(name) if name in RUN_ORDER else len(RUN_ORDER), name))
-    return {name: load_run(Path(root) / name) for name in names}
+    """All complete runs under `root`, those of RUN_ORDER first, the others by name."""
+    runs = {path.parent.name: load_run(path.parent) for path in sorted(Path(root).glob("*/metrics.json"))}
+    return {name: runs[name] for name in dict.fromkeys((*RUN_ORDER, *runs)) if name in runs}
 
 
 def gather_runs(profile: Profile, needed: Sequence[str] = ("base",),
@@ -171,19 +162,9 @@ def find_finished(folder: Path, identity: dict) -> RunResult | None:
     return run
 
 
-def describe_origin(runs: Iterable[RunResult], size: str = "n_test") -> str:
-    """Model, sizes, GPU and date of runs, in words: what a table or figure of them must be labelled with.
-
-    Args:
-        size: "n_test", or "n_validation" for losses.
-    """
-    runs = list(runs)
-
-    def join(values: Iterable) -> str:
-        return " / ".join(sorted(set(values)))
-
-    models = join(run.config["identity"]["model"] for run in runs)
-    sizes = join(f"{run.metrics[size]:,}" for run in runs)
-    what = {"n_test": "test questions", "n_validation": "validation pairs"}[size]
-    gpus, dates = join(run.config["gpu"] for run in runs), join(run.config["date"] for run in runs)
-    return f"{models}, n = {sizes} {what}, GPU {gpus}, {dates}"
+def describe_origin(runs: Iterable[RunResult]) -> str:
+    """Model, test questions, GPU and date of runs, in words: what a table or figure must be labelled with."""
+    facts = [(run.config["identity"]["model"], f"{run.metrics['n_test']:,}", run.config["gpu"],
+              run.config["date"]) for run in runs]
+    models, sizes, gpus, dates = (" / ".join(sorted(set(values))) for values in zip(*facts, strict=True))
+    return f"{models}, n = {sizes} test questions, GPU {gpus}, {dates}"

@@ -7,7 +7,6 @@ import functools
 import gc
 import math
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +56,8 @@ class RunContext:
 
     def answers(self, adapter_dir: Path | None = None) -> AnswerStore:
         """The run's answers file."""
-        folder = self.home / "answers" / self.profile.model_slug
-        return AnswerStore(folder / f"{self.name}.jsonl", adapter_dir)
+        path = self.home / "answers" / self.profile.model_slug / f"{self.name}.jsonl"
+        return AnswerStore(path, adapter_dir)
 
 
 def count_test_questions(test, profile: Profile) -> int | None:
@@ -69,8 +68,12 @@ def count_test_questions(test, profile: Profile) -> int | None:
 
 def choose_test_questions(test, profile: Profile):
     """The test rows that a run answers: a sample that depends only on the split and on their number."""
-    n = count_test_questions(test, profile)
-    return test if n is None or n >= len(test) else test.shuffle(seed=42).select(range(n))
+    return sample_rows(test, count_test_questions(test, profile))
+
+
+def sample_rows(split, n: int | None):
+    """The first n rows in an order that depends on the split only; all of them if n is None or too many."""
+    return split if n is None or n >= len(split) else split.shuffle(seed=42).select(range(n))
 
 
 def result_identity(experiment: Experiment | None, profile: Profile, splits) -> dict:
@@ -84,12 +87,10 @@ def result_identity(experiment: Experiment | None, profile: Profile, splits) -> 
 
 def encode_validation(tokenizer, validation, profile: Profile):
     """Validation rows with correct labels, whatever policy a run trains on: this loss compares all runs."""
-    if profile.validation_pairs is not None and profile.validation_pairs < len(validation):
-        validation = validation.shuffle(seed=42).select(range(profile.validation_pairs))
     limit = profile.max_length or 512
-    encoded, counts = encode_split(tokenizer, validation, limit, policy="aligned")
+    encoded, counts = encode_split(tokenizer, sample_rows(validation, profile.validation_pairs), limit)
     lost = [f"{counts[name]} ({reason})" for name, reason in UNUSABLE.items() if name in counts]
-    if lost and not int(os.environ.get("RANK", "0")):
+    if lost and is_main_process():
         print_once(f"Validation loss is over {counts['kept']} of {counts['rows']} pairs; left out at {limit} "
                    f"tokens: {', '.join(lost)}")
     return encoded
@@ -99,6 +100,10 @@ def encode_validation(tokenizer, validation, profile: Profile):
 def print_once(line: str) -> None:
     """Print a line once per process: training and evaluation encode the same rows."""
     print(line)
+
+
+def is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def run_base(splits=None, profile: Profile | None = None, home: Path | None = None,
@@ -125,26 +130,13 @@ def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: p
         losses: training's loss history; the untuned model has its validation loss only.
         training: numbers of the training run for metrics.json.
     """
-    profile, tokenizer = context.profile, load_tokenizer(context.profile)
-    test = choose_test_questions(context.splits["test"], profile)
-    base, questions = load_base_model(profile), list(test["question"])
-    check_eos_token(base, tokenizer)
-    model = load_merged(adapter_dir, profile, base)
-    validation = encode_validation(tokenizer, context.splits["validation"], profile)
-    loss = likelihood.completion_loss(model, validation)
-    start = time.perf_counter()
-    answers = generate_records(model, tokenizer, [*questions, *SAMPLE_QUESTIONS], profile.max_new_tokens,
-                               context.answers(adapter_dir))
-    answer_time_s = time.perf_counter() - start
-    options = likelihood.score_options(model, tokenizer, questions, list(test["choices"]))
-    del model, base
+    test = choose_test_questions(context.splits["test"], context.profile)
+    numbers, answers, options = _ask_model(context, adapter_dir, test)
     gc.collect()
     torch.cuda.empty_cache()
-    if int(os.environ.get("RANK", "0")):
+    if not is_main_process():
         return None
-    scores = score_test(test, answers[:len(test)], profile)
-    numbers = {"validation_loss": loss, "perplexity": math.exp(loss), "n_validation": len(validation),
-               "answer_time_s": answer_time_s, "answer_tokens": sum(answer.tokens for answer in answers)}
+    scores = score_test(test, answers[:len(test)], context.profile)
     asked = int(options["mcq_asked"].sum())
     if asked:
         scores = pd.concat([scores, options], axis=1)
@@ -152,11 +144,26 @@ def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: p
     numbers |= {**metrics.summarize_scores(scores), "n_test": len(scores), "mcq_questions": asked}
     numbers |= training or {}
     if losses is None:
+        loss = numbers["validation_loss"]
         losses = pd.DataFrame([{"step": 0, "split": "validation", "loss": loss, "tokens": 0}])
     samples = [{"question": question, "answer": answer.text}
                for question, answer in zip(SAMPLE_QUESTIONS, answers[len(test):], strict=True)]
     config = {"identity": context.identity, **results.describe_environment()}
     return results.save_run(context.folder, config, numbers, scores, losses, samples)
+
+
+def _ask_model(context: RunContext, adapter_dir: Path | None, test) -> tuple[dict, list, pd.DataFrame]:
+    """All that needs the model: (numbers, answers to the test and the sample questions, option scores)."""
+    profile, tokenizer, questions = context.profile, load_tokenizer(context.profile), list(test["question"])
+    base = load_base_model(profile)
+    check_eos_token(base, tokenizer)
+    model = load_merged(adapter_dir, profile, base)
+    validation = encode_validation(tokenizer, context.splits["validation"], profile)
+    loss = likelihood.completion_loss(model, validation)
+    answers = generate_records(model, tokenizer, [*questions, *SAMPLE_QUESTIONS], profile.max_new_tokens,
+                               context.answers(adapter_dir))
+    numbers = {"validation_loss": loss, "perplexity": math.exp(loss), "n_validation": len(validation)}
+    return numbers, answers, likelihood.score_options(model, tokenizer, questions, list(test["choices"]))
 
 
 def score_test(test, answers, profile: Profile) -> pd.DataFrame:

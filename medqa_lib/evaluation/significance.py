@@ -16,39 +16,31 @@ from medqa_lib.metrics import METRICS, columns_of, evaluate_sums
 ALPHA = 0.05
 DIRECTIONS = {"validation_loss": -1} | {name: direction for name, (_, direction) in METRICS.items()}
 NOT_TESTED = ("words",)  # length_ratio is the same question
-SCALES = {"bleu": 100.0}  # the largest value where it is not 1
 FEWEST_GROUPS = 5  # effective ones; with fewer 16% to 49% of 150 simulated null differences left 0 out
 CHUNK = 500  # resamples at a time: 500 x 1,800 groups take 7 MB
 LENGTHS = {"under 50 words": (0, 50), "50-99 words": (50, 100), "100-199 words": (100, 200),
            "200 words or more": (200, np.inf)}
-NO_INTERVAL = dict.fromkeys(("ci_low", "ci_high", "percent_low", "percent_high"), np.nan)
 
 
 def compare_pairs(runs: dict[str, pd.DataFrame], pairs: Sequence[tuple[str, str]],
                   metrics: Sequence[str] | None = None, n_resamples: int = 50_000, seed: int = 42):
     """The second run of each pair against the first, question by question, with Holm's correction over all.
 
-    The interval is the percentile interval of the paired difference, its levels expanded for a small number
-    of groups as a t interval is (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). Groups of
-    unequal size count as Kish's effective number of equal ones; below FEWEST_GROUPS of them there is no
-    interval and p is 1. p is two-sided and
-    inverts that interval: twice the share of resamples on the other side of 0, so it is below 0.05 where the
-        interval leaves
-    0 out. If no resample is there, their standard deviation tells how far off 0 is. p is at least 2 /
-    (n_resamples + 1), and there are at least 10 / ALPHA resamples per row, so that p_holm can fall to ALPHA /
-    5.
+    The interval is the percentile interval of the paired difference, widened for few groups as a t interval
+    is (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). Groups of unequal size count as
+    Kish's effective number of equal ones; below FEWEST_GROUPS there is no interval and p is 1. p is two-sided
+    and inverts that interval: it is below 0.05 where the interval leaves 0 out.
 
     Args:
         runs: run name -> rows of `metrics.score_answers` with `question_id` and `group`.
         metrics: names out of METRICS; None takes all that both runs of a pair have, but NOT_TESTED.
     Returns:
         One row per pair and metric: pair, metric, base, tuned (the first and the second run), delta,
-        percent_change (of |base|; nan where the base is below 1e-3 of the metric's scale), ci_low, ci_high,
-        percent_low, percent_high, p, p_holm, family (how many rows are corrected together), verdict
-        ("better", "worse" or "no difference"; "higher" or "lower" for metrics that only describe), n, groups.
+        percent_change (of |base|; nan where the base is about 0), ci_low, ci_high, percent_low, percent_high,
+        p, p_holm, family (how many rows are corrected together), verdict ("better", "worse" or "no
+        difference"; "higher" or "lower" for metrics that only describe), n, groups.
     Raises:
-        ValueError: the runs answered different questions, a metric is missing, a score is no number, or there
-        is no pair.
+        ValueError: the runs answered different questions, or lack a metric or a score.
     """
     tests = [(first, second, metric) for first, second in pairs
              for metric in _choose_metrics(runs[first], runs[second], metrics)]
@@ -58,19 +50,19 @@ def compare_pairs(runs: dict[str, pd.DataFrame], pairs: Sequence[tuple[str, str]
     aligned = {name: _align_questions(base, runs[name]) for pair in pairs for name in pair}
     codes, groups = pd.factorize(base["group"])
     needed = dict.fromkeys((name, metric) for first, second, metric in tests for name in (first, second))
-    values = _resample(aligned, list(needed), codes, max(n_resamples, round(10 * len(tests) / ALPHA)), seed)
+    n_resamples = max(n_resamples, round(10 * len(tests) / ALPHA))  # so that p_holm can fall to ALPHA / 5
+    values = _resample(aligned, list(needed), codes, n_resamples, seed)
     effective = len(codes) ** 2 / (np.bincount(codes) ** 2).sum()  # Kish: fewer, where sizes differ
-    rows = [{"pair": f"{first} -> {second}", "metric": metric,
-             **_judge(values[first, metric], values[second, metric], effective, SCALES.get(metric, 1.0)),
-             "n": len(codes), "groups": len(groups)} for first, second, metric in tests]
-    return _correct_holm(pd.DataFrame(rows))
+    return _correct_holm(pd.DataFrame([
+        {"pair": f"{first} -> {second}", "metric": metric,
+         **_judge(values[first, metric], values[second, metric], effective, 100 if metric == "bleu" else 1),
+         "n": len(codes), "groups": len(groups)} for first, second, metric in tests]))
 
 
 def compare_runs(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics: Sequence[str] | None = None,
                  n_resamples: int = 50_000, seed: int = 42) -> pd.DataFrame:
     """`compare_pairs` of one run against another, without the column `pair`."""
-    runs = {"base": base_scores, "tuned": tuned_scores}
-    return compare_pairs(runs, [("base", "tuned")], metrics, n_resamples, seed).drop(columns="pair")
+    return compare_many(base_scores, {"tuned": tuned_scores}, metrics, n_resamples, seed).drop(columns="run")
 
 
 def compare_many(base_scores: pd.DataFrame, runs: dict[str, pd.DataFrame],
@@ -78,17 +70,17 @@ def compare_many(base_scores: pd.DataFrame, runs: dict[str, pd.DataFrame],
     """`compare_pairs` of several runs against one, with a column `run` instead of `pair`."""
     pairs = [("", name) for name in runs]
     table = compare_pairs({"": base_scores, **runs}, pairs, metrics, n_resamples, seed)
-    table.insert(0, "run", table.pop("pair").str.removeprefix(" -> "))
-    return table
+    table["pair"] = table["pair"].str.removeprefix(" -> ")
+    return table.rename(columns={"pair": "run"})
 
 
 def compare_slices(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame,
-                   metrics: Sequence[str] | None = None, n_resamples: int = 50_000, seed: int = 42):
+                   metrics: Sequence[str] | None = None) -> pd.DataFrame:
     """`compare_runs` within each source and each length of the reference (column `slice`); Holm over all."""
     tuned_scores, words = _align_questions(base_scores, tuned_scores), base_scores["reference_words"]
     masks = {name: base_scores["source"] == name for name in sorted(base_scores["source"].unique())}
     masks |= {name: words.between(low, high, inclusive="left") for name, (low, high) in LENGTHS.items()}
-    tables = {name: compare_runs(base_scores[mask], tuned_scores[mask.to_numpy()], metrics, n_resamples, seed)
+    tables = {name: compare_runs(base_scores[mask], tuned_scores[mask.to_numpy()], metrics)
               for name, mask in masks.items() if mask.any()}
     return _correct_holm(pd.concat(tables, names=["slice"]).reset_index("slice").reset_index(drop=True))
 
@@ -134,12 +126,8 @@ def adjust_holm(p_values: Sequence[float]) -> np.ndarray:
         >>> adjust_holm([0.01, 0.04, 0.03]).round(3).tolist()
         [0.03, 0.06, 0.06]
     """
-    p_values = np.asarray(p_values, dtype=float)
-    order = np.argsort(p_values)
-    factors = np.arange(len(p_values), 0, -1)
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * factors))
-    return adjusted
+    p = pd.Series(p_values, dtype=float).sort_values()
+    return (p * range(len(p), 0, -1)).cummax().clip(upper=1).sort_index().to_numpy()
 
 
 def format_p(p: float) -> str:
@@ -150,22 +138,19 @@ def format_p(p: float) -> str:
 def _align_questions(base: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     """The tuned run's rows in the base run's order."""
     ids, tuned_ids = list(base["question_id"]), list(tuned["question_id"])
-    if ids == tuned_ids:
-        return tuned
-    if sorted(ids) != sorted(tuned_ids) or len(set(ids)) < len(ids):
+    if sorted(ids) != sorted(tuned_ids):
         raise ValueError(f"The runs answered different questions: {len(ids)} and {len(tuned_ids)} rows, "
                          f"{len({*ids} & {*tuned_ids})} in common. Evaluate both on the same test questions.")
-    return tuned.set_index("question_id").loc[ids].reset_index()
+    return tuned if ids == tuned_ids else tuned.set_index("question_id").loc[ids].reset_index()
 
 
 def _choose_metrics(base: pd.DataFrame, tuned: pd.DataFrame, metrics: Sequence[str] | None) -> list[str]:
-    both = {*base.columns} & {*tuned.columns}
-    present = [name for name in METRICS if {*columns_of(name)} <= both]
-    missing = [name for name in metrics or () if name not in present]
-    if missing or not present:
-        raise ValueError(f"Both runs must have the metrics {missing or list(METRICS)}; they share {present}. "
+    present = [name for name in METRICS if {*columns_of(name)} <= {*base.columns} & {*tuned.columns}]
+    wanted = present if metrics is None else metrics
+    if missing := [name for name in wanted or METRICS if name not in present]:
+        raise ValueError(f"Both runs must have the metrics {missing}; they share {present}. "
                          "Score both with the same settings.")
-    return list(metrics or (name for name in present if name not in NOT_TESTED))
+    return [name for name in wanted if metrics or name not in NOT_TESTED]
 
 
 def _resample(runs: dict[str, pd.DataFrame], needed: list[tuple[str, str]], codes: np.ndarray,
@@ -179,42 +164,45 @@ def _resample(runs: dict[str, pd.DataFrame], needed: list[tuple[str, str]], code
                for run, metric in needed for column in columns_of(metric)}
     if missing := sorted({column for (_, column), values in columns.items() if np.isnan(values).any()}):
         raise ValueError(f"Some answers have no score in {', '.join(missing)}. Score the run again.")
-    groups, places = int(codes.max()) + 1, {key: place for place, key in enumerate(columns)}
-    sums = np.zeros((groups, len(columns) + 1))
-    np.add.at(sums, codes, np.column_stack([*columns.values(), np.ones(len(codes))]))
-    rng, parts = np.random.default_rng(seed), [np.ones((1, groups)) @ sums]  # the observed data first
+    sums = pd.DataFrame(columns).assign(n=1.0).groupby(codes).sum().to_numpy()  # (G, K + 1)
+    groups, places = len(sums), {key: place for place, key in enumerate(columns)}
+    rng, parts = np.random.default_rng(seed), [sums.sum(axis=0, keepdims=True)]  # the observed data first
     for start in range(0, n_resamples, CHUNK):
         size = min(CHUNK, n_resamples - start)
         drawn = rng.integers(groups, size=(size, groups)) + np.arange(size)[:, None] * groups
         weights = np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups)
         parts.append(weights.astype(float) @ sums)
-    totals, values = np.vstack(parts), {}
-    for run, metric in needed:
-        spots = [places[run, column] for column in columns_of(metric)]
-        values[run, metric] = evaluate_sums(metric, totals[:, spots], totals[:, -1])
-    return values
+    totals = np.vstack(parts)
+    return {(run, metric): evaluate_sums(
+        metric, totals[:, [places[run, column] for column in columns_of(metric)]], totals[:, -1])
+        for run, metric in needed}
 
 
 def _judge(base: np.ndarray, tuned: np.ndarray, groups: float, scale: float) -> dict[str, float]:
-    """Differences, intervals and p from (1 + R,) values, the observed ones first."""
+    """Differences, intervals and p from (1 + R,) values, the observed ones first; no percentage of about 0.
+
+    Args:
+        groups: their effective number.
+        scale: the metric's largest value.
+    """
     from scipy.stats import norm, t
 
     delta = tuned - base
     with np.errstate(divide="ignore", invalid="ignore"):
         percent = 100 * delta / np.abs(base)
     percent[~np.isfinite(percent) | (np.abs(base[0]) < 1e-3 * scale)] = np.nan
+    names, ends, p = ("ci_low", "ci_high", "percent_low", "percent_high"), [np.nan] * 4, 1.0
+    if groups >= FEWEST_GROUPS:
+        expansion = np.sqrt(groups / (groups - 1))
+        level = norm.cdf(expansion * t.ppf(ALPHA / 2, groups - 1))
+        ends = np.quantile([delta[1:], percent[1:]], [level, 1 - level], axis=1).T.ravel()
+        beyond = min((delta[1:] <= 0).sum(), (delta[1:] >= 0).sum())
+        score = norm.ppf((1 + beyond) / len(delta))
+        if beyond == 0:  # past what resampling can resolve: the tail of a normal curve of the same spread
+            score = min(score, -abs(delta[0]) / max(delta[1:].std(), 1e-12))
+        p = np.clip(2 * t.cdf(score / expansion, groups - 1), 2 / len(delta), 1)
     found = {"base": base[0], "tuned": tuned[0], "delta": delta[0], "percent_change": percent[0]}
-    if groups < FEWEST_GROUPS:
-        return found | NO_INTERVAL | {"p": 1.0}
-    expansion = np.sqrt(groups / (groups - 1))
-    level = norm.cdf(expansion * t.ppf(ALPHA / 2, groups - 1))
-    found["ci_low"], found["ci_high"] = np.quantile(delta[1:], [level, 1 - level])
-    found["percent_low"], found["percent_high"] = np.quantile(percent[1:], [level, 1 - level])
-    beyond = min((delta[1:] <= 0).sum(), (delta[1:] >= 0).sum())
-    score = norm.ppf((1 + beyond) / len(delta))
-    if beyond == 0:  # past what resampling can resolve: the tail of a normal curve with the resamples' spread
-        score = min(score, -abs(delta[0]) / max(delta[1:].std(), 1e-12))
-    return found | {"p": np.clip(2 * t.cdf(score / expansion, groups - 1), 2 / len(delta), 1)}
+    return found | dict(zip(names, ends, strict=True)) | {"p": p}
 
 
 def _correct_holm(table: pd.DataFrame) -> pd.DataFrame:
@@ -225,4 +213,4 @@ def _correct_holm(table: pd.DataFrame) -> pd.DataFrame:
     verdicts = np.where(table["delta"] > 0, up, down)
     table["verdict"] = np.where(table["p_holm"] < ALPHA, verdicts, "no difference")
     ends = [name for name in ("p", "p_holm", "family", "verdict", "n", "groups") if name in table]
-    return table[[*(column for column in table if column not in ends), *ends]]
+    return table[[*table.columns.difference(ends, sort=False), *ends]]

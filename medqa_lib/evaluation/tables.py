@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
@@ -61,54 +59,41 @@ def results_table(comparison: pd.DataFrame, first: str = "untuned", second: str 
     return table.set_index([comparison[name] for name in keys], append=True).swaplevel() if keys else table
 
 
-def summary_table(runs: dict[str, RunResult], columns: Sequence[str] = SUMMARY) -> pd.DataFrame:
+def summary_table(runs: dict[str, RunResult]) -> pd.DataFrame:
     """One row per run, one column per metric, as numbers. A metric that no run has is left out."""
-    table = pd.DataFrame({label(name): run.metrics for name, run in runs.items()}).T
-    kept = [column for column in columns if column in table and table[column].notna().any()]
-    return table[kept].astype(float)
+    table = pd.DataFrame({label(name): run.metrics for name, run in runs.items()}, SUMMARY).T
+    return table.astype(float).dropna(axis=1, how="all")
 
 
-def settings_table(experiment: Experiment, run: RunResult | None = None) -> pd.DataFrame:
-    """What is trained and how, a row per setting.
-
-    Args:
-        experiment: as the profile scales it.
-        run: the trained run, for its number of trainable parameters.
-    """
-    lora = experiment.lora
+def settings_table(experiment: Experiment, run: RunResult) -> pd.DataFrame:
+    """What is trained and how, a row per setting of the experiment as the profile scales it."""
+    lora, trained = experiment.lora, "{trainable_parameters:,} ({trainable_share:.2%})"
     rows = {"LoRA r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout,
-            "target_modules": ", ".join(lora.target_modules), "bias": lora.bias, "task type": "CAUSAL_LM"}
-    if run:
-        shown = "{trainable_parameters:,} ({trainable_share:.2%})"
-        rows["trainable parameters"] = shown.format(**run.metrics)
-    rows |= {"base weights": "NF4 (4-bit), double quantisation",
-             "compute dtype": str(compute_dtype()).removeprefix("torch."),
-             "labels": label(experiment.label_policy),
-             "steps": f"{experiment.max_steps} of {experiment.total_batch_size} examples",
-             "learning rate": f"{experiment.learning_rate:g}, {experiment.lr_scheduler_type}, "
-                              f"warm-up {experiment.warmup_ratio:.0%}",
-             "longest example": f"{experiment.max_length} tokens", "seed": experiment.seed,
-             "log / save every": f"{experiment.logging_steps} / {experiment.save_steps} steps"}
+            "target_modules": ", ".join(lora.target_modules), "bias": lora.bias, "task type": "CAUSAL_LM",
+            "trainable parameters": trained.format(**run.metrics),
+            "base weights": "NF4 (4-bit), double quantisation",
+            "compute dtype": str(compute_dtype()).removeprefix("torch."),
+            "labels": label(experiment.label_policy),
+            "steps": f"{experiment.max_steps} of {experiment.total_batch_size} examples",
+            "learning rate": f"{experiment.learning_rate:g}, {experiment.lr_scheduler_type}, "
+                             f"warm-up {experiment.warmup_ratio:.0%}",
+            "longest example": f"{experiment.max_length} tokens", "seed": experiment.seed,
+            "log / save every": f"{experiment.logging_steps} / {experiment.save_steps} steps"}
     return pd.DataFrame({experiment.name: {name: str(value) for name, value in rows.items()}})
 
 
-def expectation_table(run: RunResult, base: RunResult, reported: dict[str, float] | None = None):
-    """Expected, found, and what the original report says: a table with a row per metric.
-
-    Args:
-        reported: metric -> change in percent; by default what the report says of the run of this name.
-    """
-    reported = REPORTED.get(run.name, {}) if reported is None else reported
+def expectation_table(run: RunResult, base: RunResult) -> pd.DataFrame:
+    """Expected, found, and what the original report says of the run of this name: a row per metric."""
+    reported = REPORTED.get(run.name, {})
     expected = EXPECTED.get(run.config["identity"]["experiment"]["label_policy"], "-")
     names = [name for name in METRICS if name in {"rouge2", "bleu", *reported} and name in run.metrics]
+    before, after = (each.metrics["validation_loss"] for each in (base, run))
+    loss = {"metric": "validation_loss", "base": before, "tuned": after, "percent_low": np.nan,
+            "percent_change": 100 * (after / before - 1), "verdict": "better" if after < before else "worse"}
     comparison = compare_runs(base.scores, run.scores, names)
-    losses = [each.metrics["validation_loss"] for each in (base, run)]
-    first = {"metric": "validation_loss", "base": losses[0], "tuned": losses[1], "percent_low": np.nan,
-             "percent_change": 100 * (losses[1] / losses[0] - 1),
-             "verdict": "better" if losses[1] < losses[0] else "worse"}
     rows = [{"metric": label(row.metric), "untuned": format_number(row.base),
              "tuned": format_number(row.tuned), "change [95% interval]": format_change(row),
              "expected": expected, "found": row.verdict,
              "original report": f"{reported[row.metric]:+g}%" if row.metric in reported else "-"}
-            for row in pd.concat([pd.DataFrame([first]), comparison]).itertuples()]
+            for row in pd.concat([pd.DataFrame([loss]), comparison]).itertuples()]
     return pd.DataFrame(rows).set_index("metric")

@@ -9,16 +9,14 @@ def make_report(policy, nll=(10.4, 2.2, 12.2), **shares):
     return report | {f"{part}_share": shares.get(part, 0.0) for part in ("prompt", "answer", "eos", "padding")}
 
 
-def test_token_table_shows_labels_and_what_the_loss_asks_for(llama_like):
+def test_token_table_marks_each_policys_labels(llama_like):
     table = token_table(llama_like, "Q?", "Go")
     assert len(table) == PROMPT_TOKENS + 3 + 2  # answer and EOS, padding
     last = table.iloc[-6:].reset_index(drop=True)
     expected = {
         "token": ["\n", "G", "o", "</s>", "</s>", "</s>"],
         "label: aligned": ["·", "✓ G", "✓ o", "✓ </s>", "·", "·"],
-        "learns: aligned": ["✓ G", "✓ o", "✓ </s>", "·", "·", "·"],
         "label: preshifted": ["✗ G", "✗ o", "✗ </s>", "✗", "·", "·"],
-        "learns: preshifted": ["✗ o", "✗ </s>", "✗", "·", "·", "·"],
         "label: padding_supervised": ["·", "✓ G", "✓ o", "✓ </s>", "✗ </s>", "✗ </s>"],
         "label: no_eos": ["·", "✓ G", "✓ o", "✗", "·", "·"],
     }

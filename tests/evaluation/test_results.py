@@ -43,6 +43,5 @@ def test_find_finished_recognises_its_own_run_only(tmp_path):
 
 def test_describe_origin_names_all_that_differ():
     config = {"identity": {"model": "m"}, "date": "2026-01-02"}
-    runs = [SimpleNamespace(config={**config, "gpu": gpu}, metrics={"n_test": 1747, "n_validation": 9}) for gpu in "ABA"]
+    runs = [SimpleNamespace(config={**config, "gpu": gpu}, metrics={"n_test": 1747}) for gpu in "ABA"]
     assert results.describe_origin(runs) == "m, n = 1,747 test questions, GPU A / B, 2026-01-02"
-    assert "n = 9 validation pairs" in results.describe_origin(runs, "n_validation")

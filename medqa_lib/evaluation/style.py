@@ -1,4 +1,4 @@
-"""What all figures share: Okabe-Ito colours, an opaque white page, title above and caption below."""
+"""What all figures share: colours, an opaque white page, title above and caption below."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from medqa_lib.config import EXPERIMENTS, POLICIES, home_dir
 
 # Okabe and Ito's palette: told apart with every common form of colour blindness.
-BLUE, SKY, ORANGE, GREEN, VERMILION, PURPLE = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+BLUE, SKY, ORANGE, GREEN, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00"
 GREY = "#666666"
 POLICY_COLORS = {"preshifted": VERMILION, "aligned": BLUE}
 STYLE = {
@@ -57,3 +57,8 @@ def color_run(run: str) -> str:
 def describe_n(sizes: pd.Series) -> str:
     low, high = int(sizes.min()), int(sizes.max())
     return f"n = {low:,} test questions" if low == high else f"n = {low:,} to {high:,} test questions"
+
+
+def describe_marks(comparison: pd.DataFrame) -> str:
+    return ("Bars: 95% bootstrap interval. Filled: p < 0.05 after Holm's correction over "
+            f"{comparison['family'].max()} comparisons; hollow: no difference.")
