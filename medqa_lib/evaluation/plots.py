@@ -210,7 +210,7 @@ def plot_search(table: pd.DataFrame) -> Figure:
         panel.annotate(text, (best if failed else row.validation_loss, row.Index), xytext=(7, 0), va="center",
                        textcoords="offset points", fontsize=9)
     panel.set_yticks(table.index, table["name"].str.replace("+", " + "))
-    panel.set(xlabel=label("validation_loss"), ylim=(len(table) - 0.4, -0.6))
+    panel.set(xlabel=label("validation_loss"), ylabel="", ylim=(len(table) - 0.4, -0.6))
     panel.margins(x=0.12)
     caption = ("Merged model, whole validation split, correct labels, one seed per trial. "
                f"Band: the best trial +- {SEED_NOISE}, which seeds alone give.")
