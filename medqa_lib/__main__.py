@@ -7,9 +7,7 @@ command continues after a crash.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -21,25 +19,10 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from medqa_lib import colab
 from medqa_lib.config import Profile, current_profile, home_dir
+from medqa_lib.reasons import user_errors
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 CPU_LIST = ("00", "01", "02", "03", "04", "11", "12", "13", "14", "20")  # what a laptop runs in five minutes
-
-
-class Client(NotebookClient):
-    """nbclient, but Ctrl-C cancels the run: its own handler makes Ctrl-C look like a dead kernel."""
-
-    interrupted = False
-
-    async def async_start_new_kernel(self, **options) -> None:
-        task = asyncio.current_task()
-
-        def interrupt() -> None:
-            self.interrupted = True
-            task.cancel()
-
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
-        await super().async_start_new_kernel(**options)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,10 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="show the notebooks; * marks the default ones")
     parser.add_argument("--in-place", action="store_true", help="write executed notebooks over notebooks/")
     options = parser.parse_args(arguments)
-    try:
-        profile = prepare_environment()
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    profile = prepare_environment()
     default = [number for number in available if profile.name != "cpu" or number in CPU_LIST]
     if options.list:
         for number, path in available.items():
@@ -64,17 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no notebook {' '.join(unknown)} in {NOTEBOOKS}; expected {' '.join(available)}")
     folder = NOTEBOOKS if options.in_place else home_dir() / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        for place, number in enumerate(numbers, start=1):
-            title, start = f"[{place}/{len(numbers)}] {available[number].stem}", time.perf_counter()
-            print(f"{title} ...", flush=True)
+    for place, number in enumerate(numbers, start=1):
+        title, start = f"[{place}/{len(numbers)}] {available[number].stem}", time.perf_counter()
+        print(f"{title} ...", flush=True)
+        try:
             if problem := run_notebook(available[number], folder):
                 print(f"\n{problem}", file=sys.stderr)
                 return 1
-            print(f"{title}: {time.perf_counter() - start:.0f} s", flush=True)
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from the newest checkpoint.", file=sys.stderr)
-        return 130
+        except KeyboardInterrupt:
+            print("\nInterrupted. The same command goes on from the newest checkpoint.", file=sys.stderr)
+            return 130
+        print(f"{title}: {time.perf_counter() - start:.0f} s", flush=True)
     print_results(profile)
     return 0
 
@@ -83,17 +63,15 @@ def prepare_environment() -> Profile:
     """Fix the profile and the folders for all kernels, which start in notebooks/. In Colab they are on Drive.
 
     Raises:
-        ValueError: there is no such profile.
-        OSError: the project folder cannot be written.
+        ValueError: there is no such profile, or the project folder cannot be written.
     """
-    colab.mount_drive()
-    os.environ["MEDQA_HOME"] = str(home_dir())
+    os.environ["MEDQA_HOME"] = str(colab.mount_drive())
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else each kernel warns of frozen modules
     profile = current_profile()
     os.environ["MEDQA_PROFILE"] = profile.name
-    if os.environ.get("MEDQA_DATA_DIR"):
-        os.environ["MEDQA_DATA_DIR"] = str(Path(os.environ["MEDQA_DATA_DIR"]).expanduser().resolve())
-    if Path(profile.model).is_dir():  # MEDQA_MODEL may be a local folder
-        os.environ["MEDQA_MODEL"] = str(Path(profile.model).resolve())
+    for name, path in (("MEDQA_DATA_DIR", os.environ.get("MEDQA_DATA_DIR")), ("MEDQA_MODEL", profile.model)):
+        if path and Path(path).expanduser().exists():  # the model may be a local folder
+            os.environ[name] = str(Path(path).expanduser().resolve())
     return current_profile()
 
 
@@ -103,27 +81,25 @@ def run_notebook(path: Path, folder: Path) -> str:
     Returns:
         Which cell failed and why; "" if none did.
     """
-    notebook = nbformat.read(path, as_version=4)
+    notebook, number = nbformat.read(path, as_version=4), 0
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None  # older outputs must not stand below a stop
-    started = []
-    client = Client(notebook, timeout=None, coalesce_streams=True, record_timing=False,
-                    shutdown_kernel="immediate", resources={"metadata": {"path": str(path.parent)}},
-                    extra_arguments=["--log-level=ERROR"],
-                    on_cell_start=lambda cell_index, **_: started.append(cell_index + 1))
+    client = NotebookClient(notebook, timeout=None, coalesce_streams=True, record_timing=False,
+                            shutdown_kernel="immediate", resources={"metadata": {"path": str(path.parent)}},
+                            extra_arguments=["--log-level=ERROR"])
     try:
-        client.execute()
+        with client.setup_kernel():  # not `execute`: its handler makes Ctrl-C look like a dead kernel
+            for number, cell in enumerate(notebook.cells, start=1):
+                client.execute_cell(cell, number - 1)
         return ""
     except CellExecutionError as error:
         problem = f"{error.ename}: {error.evalue}"
-    except (DeadKernelError, asyncio.CancelledError):
-        if client.interrupted:
-            raise KeyboardInterrupt from None
+    except DeadKernelError:
         problem = "the kernel died, most often because memory ran out: close other programs and start again"
     finally:
         write_notebook(notebook, folder / path.name)
-    return f"{path.name}, cell {started[-1] if started else 0} of {len(notebook.cells)}: {problem}"
+    return f"{path.name}, cell {number} of {len(notebook.cells)}: {problem}"
 
 
 def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
@@ -164,4 +140,5 @@ def print_results(profile: Profile) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with user_errors():
+        sys.exit(main())

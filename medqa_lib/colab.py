@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-from medqa_lib.config import home_dir, read_settings
+from medqa_lib.config import DRIVE, make_home, read_settings
 
-DRIVE = Path("/content/drive")
 TOKEN = "HF_TOKEN"
 
 
@@ -18,15 +18,10 @@ def in_colab() -> bool:
 
 def show_bold(text: str) -> None:
     """Print the text, in bold type where the output is a notebook."""
-    try:
-        from IPython import get_ipython
-        from IPython.display import Markdown, display
-
-        if get_ipython() is not None:
-            return display(Markdown(f"**{text}**"))
-    except ImportError:
-        pass
-    print(text)
+    ipython = sys.modules.get("IPython")
+    if not ipython or ipython.get_ipython() is None:
+        return print(text)
+    ipython.display.display(ipython.display.Markdown(f"**{text}**"))
 
 
 def hf_login() -> str:
@@ -73,24 +68,19 @@ def _read_secret() -> tuple[str, str]:
 def _ask_who_owns(token: str) -> str:
     """What to print after a token that the Hub accepts; "" if it refuses the token."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return f", user {HfApi().whoami(token)['name']}"
-    except HfHubHTTPError as error:
-        return "" if error.response.status_code == 401 else " (not checked: the Hub did not answer)"
-    except Exception:  # no network
-        return " (not checked: the Hub did not answer)"
+    except Exception as error:  # no network, or the Hub's refusal
+        refused = getattr(getattr(error, "response", None), "status_code", 0) == 401
+        return "" if refused else " (not checked: the Hub did not answer)"
 
 
 def mount_drive() -> Path:
-    """In Colab, mount Drive and let MEDQA_HOME be `medqa` on it, so that results outlast the runtime.
+    """The project folder; in Colab it is `medqa` on Drive, so that results outlast the runtime.
 
     Safe to call again. A MEDQA_HOME that is already set wins. Call it before other imports: libraries read
     where the Hub's cache is (on Drive, if the user has chosen so) when they are imported.
-
-    Returns:
-        The project folder, as `project_dir` does.
     """
     if in_colab() and "MEDQA_HOME" not in os.environ:
         problem = "" if (DRIVE / "MyDrive").is_dir() else _mount()
@@ -99,7 +89,7 @@ def mount_drive() -> Path:
                       "WITH IT. To keep them, run this cell again and allow access to Drive.")
         else:
             os.environ["MEDQA_HOME"] = str(DRIVE / "MyDrive" / "medqa")
-    folder = project_dir()
+    folder = make_home()
     if read_settings()["hub_cache_on_drive"]:
         os.environ.setdefault("HF_HUB_CACHE", str(folder / "hub"))
     return folder
@@ -114,10 +104,3 @@ def _mount() -> str:
     except Exception as error:  # access declined, domain policy, time-out, or no notebook to ask in
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return "" if (DRIVE / "MyDrive").is_dir() else "no MyDrive in it"
-
-
-def project_dir() -> Path:
-    """The folder for all that must last: checkpoints, adapters, results, figures. Made if it is not there."""
-    folder = home_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -1,10 +1,7 @@
-"""What is run: the experiments, the models, the three profiles and what the user has chosen.
+"""An `Experiment` says what is trained, a `Profile` at which size, the settings what a user has chosen.
 
-An `Experiment` says what is trained, a `Profile` at which size. `Profile.scale` joins them, so every notebook
-runs unchanged on a GPU, on a laptop (`cpu`) and in a test (`smoke`).
-
-Choices are made once: notebook 00 writes them to `settings.json` in the project folder, and later notebooks
-follow them. Environment variables win: MEDQA_PROFILE, MEDQA_MODEL, MEDQA_DATA_DIR, MEDQA_HOME (that folder).
+Notebook 00 writes the choices to `settings.json` in the project folder, and later notebooks follow them.
+Environment variables win: MEDQA_PROFILE, MEDQA_MODEL, MEDQA_DATA_DIR, MEDQA_HOME (that folder).
 """
 
 from __future__ import annotations
@@ -12,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,14 +119,11 @@ class Profile:
 
     def scale(self, experiment: Experiment) -> Experiment:
         """The experiment at this profile's size. Another seed moves all runs: 42, 43, 44 become 7, 8, 9."""
-        smaller = {"max_steps": max(2, round(experiment.max_steps / self.step_divisor)),
-                   "seed": experiment.seed + self.seed - 42}
-        if self.save_steps is not None:
-            smaller |= {"save_steps": self.save_steps, "logging_steps": self.save_steps}
-        for name in ("total_batch_size", "max_length"):
-            if getattr(self, name) is not None:
-                smaller[name] = getattr(self, name)
-        return dataclasses.replace(experiment, **smaller)
+        size = {name: getattr(self, name) for name in ("total_batch_size", "max_length", "save_steps")}
+        size["logging_steps"] = self.save_steps
+        size = {name: value for name, value in size.items() if value is not None}
+        steps = max(2, round(experiment.max_steps / self.step_divisor))
+        return dataclasses.replace(experiment, max_steps=steps, seed=experiment.seed + self.seed - 42, **size)
 
 
 PROFILES = {
@@ -152,7 +147,26 @@ def home_dir() -> Path:
     """
     checkout = Path(__file__).parents[1]
     default = (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
-    return Path(os.environ.get("MEDQA_HOME") or default).expanduser().resolve()
+    try:
+        return Path(os.environ.get("MEDQA_HOME", "").strip() or default).expanduser().resolve()
+    except RuntimeError as error:  # ~nobody, or links in a circle
+        raise ValueError(f"MEDQA_HOME is no folder: {error}") from None
+
+
+def make_home() -> Path:
+    """`home_dir()`, made and tried.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    home = home_dir()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError as error:
+        raise ValueError(f"The project folder {home} cannot be written ({error.strerror}). Set MEDQA_HOME to "
+                         "one that can.") from None
+    return home
 
 
 def scratch_dir(home: Path) -> Path:
@@ -168,15 +182,11 @@ def read_settings() -> dict:
         ValueError: the file is not JSON, or has a name that is no setting.
     """
     path = home_dir() / "settings.json"
-    if not path.exists():
-        return dict(SETTINGS)
     try:
-        chosen = json.loads(path.read_text(encoding="utf-8"))
-        unknown = sorted(chosen.keys() - SETTINGS.keys())
-    except (ValueError, AttributeError):
-        raise ValueError(f"{path} is not a JSON object. Delete it and run notebook 00 again.") from None
-    if unknown:
-        raise ValueError(f"{path} has {', '.join(unknown)}; expected some of {', '.join(SETTINGS)}.")
+        chosen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        _require_settings(chosen)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be used ({error}). Delete it and run notebook 00 again.") from None
     return SETTINGS | chosen
 
 
@@ -186,15 +196,18 @@ def write_settings(**choices) -> Path:
     Raises:
         ValueError: a name is no setting, or the profile is unknown; the old file stays.
     """
-    if unknown := sorted(choices.keys() - SETTINGS.keys()):
-        raise ValueError(f"No setting {', '.join(unknown)}; expected some of {', '.join(SETTINGS)}.")
+    _require_settings(choices)
     chosen = {name: value for name, value in choices.items() if value not in (None, "")}
-    if chosen.get("profile"):
-        _find(PROFILES, chosen["profile"], "profile")
+    _find(PROFILES, chosen.get("profile", "cpu"), "profile")
     path = home_dir() / "settings.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def _require_settings(chosen: dict) -> None:
+    if unknown := sorted(chosen.keys() - SETTINGS.keys()):
+        raise ValueError(f"There is no setting {', '.join(unknown)}; expected some of {', '.join(SETTINGS)}.")
 
 
 def data_dir() -> Path | None:
@@ -209,16 +222,15 @@ def current_profile() -> Profile:
     Raises:
         ValueError: there is no such profile.
     """
-    settings = read_settings()
-    name = os.environ.get("MEDQA_PROFILE") or settings["profile"]
+    chosen = read_settings()
+    name = os.environ.get("MEDQA_PROFILE") or chosen["profile"]
     if not name:
         import torch
 
         name = "gpu" if torch.cuda.is_available() else "cpu"
-    profile = _find(PROFILES, name, "profile")
-    own = {"model": os.environ.get("MEDQA_MODEL") or settings["model"]}
-    own |= {name: settings[name] for name in ("seed", "report_to", "bertscore_encoder")}
-    return dataclasses.replace(profile, **{name: value for name, value in own.items() if value is not None})
+    chosen["model"] = os.environ.get("MEDQA_MODEL") or chosen["model"]
+    own = {name: chosen[name] for name in ("model", "seed", "report_to", "bertscore_encoder") if chosen[name]}
+    return dataclasses.replace(_find(PROFILES, name, "profile"), **own)
 
 
 def get_experiment(name: str) -> Experiment:

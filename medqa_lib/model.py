@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from medqa_lib.config import LoraSettings, Profile
-from medqa_lib.reasons import hub_reason
-from medqa_lib.standin import hub_answers, model_path
+from medqa_lib.prompts import encode_prompt
+from medqa_lib.reasons import CUT, hub_answers, hub_reason
+from medqa_lib.standin import model_path
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,16 +50,21 @@ def load_base_model(profile: Profile | None = None, quantized: bool = True) -> P
     """The untuned model on this process's device: NF4 with double quantisation, or in the compute dtype.
 
     Raises:
-        RuntimeError: it can be neither downloaded nor found in the cache.
+        RuntimeError: it can be neither downloaded nor found in the cache, or is no whole causal model.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                              bnb_4bit_compute_dtype=compute_dtype())
     device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
-    model = _from_pretrained(AutoModelForCausalLM, model_path(profile), dtype=compute_dtype(),
-                             device_map={"": device}, attn_implementation="sdpa",
-                             **({"quantization_config": nf4} if quantized else {}))
+    path = model_path(profile)
+    model, loaded = _from_pretrained(AutoModelForCausalLM, path, dtype=compute_dtype(),
+                                     device_map={"": device}, output_loading_info=True,
+                                     **({"quantization_config": nf4} if quantized else {}))
+    if missing := sorted(loaded["missing_keys"]):
+        raise RuntimeError(f"{path!r} lacks {len(missing)} of the weights of {type(model).__name__}, such as "
+                           f"{missing[0]}; {len(loaded['unexpected_keys'])} have unknown names. It was saved "
+                           "from a wrapper that renames weights, or not as a whole.")
     for module in model.modules() if device == "cpu" else ():
         # On a CPU with AVX512-BF16 bitsandbytes would repack the weights at the first forward pass without
         # gradients. `dequantize` does not know that layout and would return other weights, without an error.
@@ -68,31 +75,69 @@ def load_base_model(profile: Profile | None = None, quantized: bool = True) -> P
 
 
 def _from_pretrained(auto_class, path: str, **options):
-    from transformers.utils import logging
+    from transformers.utils import find_adapter_config_file, logging
 
-    if not Path(path).exists() and not hub_answers():
+    is_folder = Path(path).is_dir()
+    for file in filter(Path.is_file, Path(path).iterdir()) if is_folder else ():
+        if file.stat().st_size < 1000 and file.read_bytes().startswith(b"version https://git-lfs."):
+            raise RuntimeError(f"{file} is a git-lfs pointer, not the file itself: run `git lfs pull` there.")
+    if not is_folder and not hub_answers():
         print(f"The Hub does not answer: {path} is taken from the cache.")
         options["local_files_only"] = True
     logging.disable_progress_bar()  # with its widgets GitHub does not render a notebook
+    logging.set_verbosity_error()  # what it would report of missing weights is raised
     try:
-        return auto_class.from_pretrained(path, trust_remote_code=False, **options)
-    except OSError as error:
-        raise RuntimeError(f"{path!r} could not be loaded: {hub_reason(error)}. Check the model's name in "
-                           "notebook 00, or run again: files already fetched are kept.") from None
+        adapter = find_adapter_config_file(path, local_files_only=options.get("local_files_only", False))
+        loaded = None if adapter else auto_class.from_pretrained(path, trust_remote_code=False, **options)
+    except Exception as error:  # each library that reads a file has errors of its own
+        what = "Check the model's name in notebook 00, or run again: files already fetched are kept"
+        if is_folder:
+            what = "The folder must hold config.json, safetensors and tokenizer of a causal language model"
+        reason = "a file is damaged or was cut short" if hub_reason(error) == CUT else hub_reason(error)
+        raise RuntimeError(f"{path!r} could not be loaded: {reason}. {what}.") from error
+    if adapter:
+        base = json.loads(Path(adapter).read_text("utf-8")).get("base_model_name_or_path")
+        raise RuntimeError(f"{path!r} is an adapter, not a model: choose the model it belongs to, {base!r}.")
+    return loaded
 
 
-def check_eos_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Stop unless the tokenizer's EOS, which training appends, is one that ends the model's own answers.
+@torch.no_grad()
+def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Stop before hours are spent on a model and a tokenizer that cannot be trained or evaluated.
 
     Raises:
-        ValueError: it is another one; the message names both.
+        ValueError: the tokenizer has no EOS, not the model's, or ids that the model has not; or logits are
+            not finite, or depend on later tokens.
     """
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own]
-    if own != [None] and tokenizer.eos_token_id not in own:
+    eos, own = tokenizer.eos_token_id, model.generation_config.eos_token_id
+    own, name = own if isinstance(own, list) else [own], type(model).__name__
+    if eos is None:
+        raise ValueError(f"The tokenizer of {name} has no EOS: no answer would end. Set its eos_token.")
+    if own != [None] and eos not in own:
         names = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in own)
-        raise ValueError(f"The tokenizer's EOS is {tokenizer.eos_token!r} ({tokenizer.eos_token_id}), the "
-                         f"model's is {names}: it would never stop. Correct the tokenizer's eos_token.")
+        raise ValueError(f"The tokenizer's EOS is {tokenizer.eos_token!r} ({eos}), the model's is {names}: "
+                         "it would never stop. Correct the tokenizer's eos_token.")
+    # Without added tokens: some tokenizers have one for images, which no text of ours holds.
+    text_ids = set(tokenizer.get_vocab().values()) - tokenizer.added_tokens_decoder.keys()
+    largest = max(text_ids | {eos, tokenizer.pad_token_id or eos})
+    size = len(model.get_input_embeddings().weight)
+    if largest >= size:
+        raise ValueError(f"The tokenizer has ids up to {largest}, {name} embeds {size}: they do not belong "
+                         "together. Take the tokenizer of this model, or resize the model's embeddings.")
+    prompt = encode_prompt(tokenizer, "What is gout?")
+    if len(prompt) < 5 or set(prompt) <= {tokenizer.unk_token_id, tokenizer.bos_token_id}:
+        raise ValueError(f"The tokenizer of {name} cannot read plain English: it is empty, or another's.")
+    ids = torch.tensor([prompt, [*prompt[:-1], eos]], device=model.device)
+    try:
+        logits = model(ids).logits.float()
+    except Exception as error:  # a weight of another shape, for instance
+        raise ValueError(f"{name} cannot read a short prompt: {' '.join(str(error).split())[:200]}") from error
+    if not logits.isfinite().all():
+        raise ValueError(f"{name} gives logits that are not finite: weights are damaged, or too large for "
+                         f"{model.dtype}.")
+    first, second = logits[:, :-1]  # they differ in the last token only
+    if (first - second).norm() > (1e-5 if model.dtype == torch.float32 else 1e-2) * first.norm():
+        raise ValueError(f"{name} lets a position see later tokens: it is no causal language model.")
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 42) -> PeftModel:
@@ -100,10 +145,21 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 42) -> 
 
     `prepare_model_for_kbit_training` is left out: it makes embeddings, norms and head float32, which takes a
     fifth more memory for activations and changes nothing here.
+
+    Raises:
+        ValueError: the model lacks one of the target modules; the message names those that it has.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    fields = asdict(settings) | {"target_modules": list(settings.target_modules)}
+    targets = "all-linear" if "all-linear" in settings.target_modules else list(settings.target_modules)
+    ends = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    lacking = [name for name in targets if name.rpartition(".")[2] not in ends]
+    if lacking and targets != "all-linear":
+        usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+        raise ValueError(f"{type(model).__name__} has no layers {', '.join(lacking)} for LoRA. PEFT takes "
+                         f"LoraSettings(target_modules={usual or ['all-linear']}), or all: ['all-linear'].")
+    fields = asdict(settings) | {"target_modules": targets}
     revision = getattr(model.config, "_commit_hash", None)  # the Hub's, if the model came from there
     torch.manual_seed(seed)
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", revision=revision, **fields))

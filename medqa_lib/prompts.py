@@ -1,7 +1,6 @@
 """The one prompt template, both ways: a question to a prompt for generation, a pair to a text for training.
 
-Text of a data set is escaped first, so that a row with `</s>` or `### Response:` cannot end its own answer or
-open a second turn.
+Text of a data set is escaped first: no row with `</s>` or `### Response:` can end its own answer.
 """
 
 from __future__ import annotations
@@ -54,20 +53,12 @@ def encode_prompt(tokenizer, question: str) -> list[int]:
     return strip_eos(tokenizer, tokenizer([format_prompt(question)])["input_ids"])[0]
 
 
-def format_chat_prompt(tokenizer, question: str) -> str:
-    """The question in the chat template that the model was released with: a baseline beside our own prompt.
-
-    Raises:
-        ValueError: the tokenizer has no chat template.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"{tokenizer.name_or_path or 'This tokenizer'} has no chat template.")
-    messages = [{"role": "user", "content": escape_special_tokens(question.strip())}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
 def encode_chat_prompt(tokenizer, question: str) -> list[int]:
-    """(T,) ids of `format_chat_prompt`. A template that writes BOS itself does not get a second one."""
-    text = format_chat_prompt(tokenizer, question)
+    """(T,) ids of the question in the chat template that the model was released with: a baseline beside ours.
+
+    A template that writes BOS itself does not get a second one.
+    """
+    messages = [{"role": "user", "content": escape_special_tokens(question.strip())}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     starts_with_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     return tokenizer(text, add_special_tokens=not starts_with_bos)["input_ids"]

@@ -1,15 +1,18 @@
-"""Why a download failed, in words that say what to do, and another try where waiting helps (Hub, Kaggle)."""
+"""Why something failed, in words that say what to do, and another try where waiting helps (Hub, Kaggle)."""
 
 from __future__ import annotations
 
+import errno
 import re
+import sys
 import time
+import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from contextlib import contextmanager
+from pathlib import Path
 
-T = TypeVar("T")
 WAITS = (2.0, 8.0, 20.0)  # seconds before the second, third and fourth try
 LONGEST_WAIT = 60.0  # of what a server may ask for with Retry-After
 CUT = "the download was cut"
@@ -21,11 +24,26 @@ _NO_CONNECTION = {"ConnectError", "ConnectTimeout", "NewConnectionError", "Conne
                   "LocalEntryNotFoundError"}
 
 
-def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A command ends with one line and status 2 where a user can mend the cause, with a traceback for a bug.
+
+    A user can mend what this package raises itself, and a disk that is full or may not be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        ours = Path(last.filename).is_relative_to(Path(__file__).parent) and last.line.startswith("raise ")
+        if not ours and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def exception_chain(error: BaseException | None) -> list[BaseException]:
     """The error, what it was raised from, and so on."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    return [error, *exception_chain(error.__cause__ or error.__context__)] if error else []
 
 
 def http_response(error: BaseException):
@@ -67,7 +85,7 @@ def hub_answers() -> bool:
     return True
 
 
-def try_again(fetch: Callable[[], T], what: str, site: str = "the Hub") -> T:
+def try_again(fetch: Callable, what: str, site: str = "the Hub"):
     """`fetch()`, up to four times while the download is cut or the server is busy (429, 5xx), saying why.
 
     The Hub's client waits by itself while the Hub is busy, so that is not done twice.

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -42,11 +44,8 @@ def make_once(name: str, make: Callable[[Path], None]) -> Path:
         cache_dir().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_dir()) as tmp:
             make(Path(tmp) / "new")
-            try:
+            with contextlib.suppress(OSError):  # another process was faster; its folder is as good
                 (Path(tmp) / "new").rename(folder)
-            except OSError:  # another process was faster; its folder is as good
-                if not folder.exists():
-                    raise
     return folder
 
 
@@ -68,13 +67,23 @@ def fetch_wheel(package: str) -> Path:
 
 
 def model_path(profile: Profile | None = None) -> str:
-    """What `from_pretrained` takes for this profile's model: a Hub id or a local folder."""
+    """What `from_pretrained` takes for this profile's model: a Hub id or a local folder.
+
+    Raises:
+        ValueError: it is neither. A path that was mistyped is not looked up on the Hub.
+    """
     model = (profile or current_profile()).model
     source = MODELS.get(model, model)
     if source.startswith("wheel:"):
         return str(make_once("smollm2-135m-instruct-2", convert_smollm2))
     if source.startswith("random:"):
         return str(make_once("smoke-llama-1", make_smoke_llama))
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source[0] in ".-" or folder.parent.is_dir():
+        raise ValueError(f"There is no folder {source!r}. A model is a folder, OWNER/NAME on the Hub, or one "
+                         f"of {', '.join(MODELS)}.")
     return source
 
 

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 
 from medqa_lib import __main__ as headless
+from medqa_lib.reasons import user_errors
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,7 +74,7 @@ def test_unknown_numbers_and_profiles_end_with_status_2(write_notebooks, monkeyp
     write_notebooks(_00_a=["x = 1"])
     for arguments, profile in ((["77"], "smoke"), ([], "huge")):
         monkeypatch.setenv("MEDQA_PROFILE", profile)
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(SystemExit) as stop, user_errors():
             headless.main(arguments)
         assert stop.value.code == 2
     error = capsys.readouterr().err

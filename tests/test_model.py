@@ -15,15 +15,15 @@ from medqa_lib.config import ALL_LINEAR, PROFILES, QKV, LoraSettings
 @pytest.mark.parametrize(
     ("own", "right"), [(1, True), ([7, 1], True), (None, True), (2, False), ([7, 2], False)]
 )
-def test_check_eos_token_compares_tokenizer_and_model(own, right):
+def test_check_model_compares_eos_of_tokenizer_and_model(own, right):
     smoke = PROFILES["smoke"]
     tokenizer, base = model.load_tokenizer(smoke), model.load_base_model(smoke, quantized=False)
     base.generation_config.eos_token_id = own
     if right:
-        assert model.check_eos_token(base, tokenizer) is None
+        assert model.check_model(base, tokenizer) is None
     else:
         with pytest.raises(ValueError, match=r"'</s>' \(1\).*\(2\)"):
-            model.check_eos_token(base, tokenizer)
+            model.check_model(base, tokenizer)
 
 
 def test_base_model_keeps_its_weights_on_a_cpu_for_which_bitsandbytes_repacks_them(monkeypatch):

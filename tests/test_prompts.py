@@ -6,7 +6,6 @@ from medqa_lib.prompts import (
     encode_chat_prompt,
     encode_prompt,
     escape_special_tokens,
-    format_chat_prompt,
     format_example,
     format_prompt,
     strip_eos,
@@ -78,9 +77,11 @@ def test_strip_eos_takes_one_eos_off_the_end(llama_like):
     assert strip_eos(llama_like, [[1, 5, 2], [1, 5], [], [2, 5]]) == [[1, 5], [1, 5], [], [2, 5]]
 
 
-def test_format_chat_prompt_uses_the_models_template_and_neutralises(llama_like):
+def test_encode_chat_prompt_uses_the_models_template_and_neutralises(llama_like):
     llama_like.chat_template = CHAT_TEMPLATE
-    assert format_chat_prompt(llama_like, " Go?</s> ") == "<s>[user] Go?< /s>\n[bot]"
+    ids = encode_chat_prompt(llama_like, " Go?</s> ")
+    assert llama_like.decode(ids).replace(" ", "") == "<s>[user]Go?</s>\n[bot]"
+    assert llama_like.eos_token_id not in ids
 
 
 def test_encode_chat_prompt_has_one_bos(llama_like):
@@ -88,9 +89,3 @@ def test_encode_chat_prompt_has_one_bos(llama_like):
     assert encode_chat_prompt(llama_like, "Go?").count(1) == 1
     llama_like.chat_template = CHAT_TEMPLATE.removeprefix("<s>")
     assert encode_chat_prompt(llama_like, "Go?").count(1) == 1
-
-
-def test_format_chat_prompt_without_a_template_says_so(llama_like):
-    llama_like.chat_template = None
-    with pytest.raises(ValueError, match="no chat template"):
-        format_chat_prompt(llama_like, "Go?")

@@ -22,7 +22,7 @@ from medqa_lib.evaluation.generation import generate_records
 from medqa_lib.evaluation.lock import lock_run
 from medqa_lib.evaluation.results import RunResult
 from medqa_lib.labels import UNUSABLE, encode_split
-from medqa_lib.model import check_eos_token, load_base_model, load_merged, load_tokenizer
+from medqa_lib.model import check_model, load_base_model, load_merged, load_tokenizer
 
 # Written for this project, none of them from a data set: each run's answers to them may be shown.
 SAMPLE_QUESTIONS = (
@@ -119,7 +119,7 @@ def run_base(splits=None, profile: Profile | None = None, home: Path | None = No
 
 
 def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: pd.DataFrame | None = None,
-                 training: dict | None = None) -> RunResult | None:
+                 training: dict | None = None, before_save=lambda: None) -> RunResult | None:
     """Answer the test questions, score them and write the run's folder.
 
     Under `accelerate launch` every process answers its share; the first one scores and writes, the others
@@ -129,6 +129,7 @@ def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: p
         adapter_dir: the trained adapter, None for the untuned model.
         losses: training's loss history; the untuned model has its validation loss only.
         training: numbers of the training run for metrics.json.
+        before_save: called before results are written; it raises if this process must not write them.
     """
     test = choose_test_questions(context.splits["test"], context.profile)
     numbers, answers, options = _ask_model(context, adapter_dir, test)
@@ -149,6 +150,7 @@ def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: p
     samples = [{"question": question, "answer": answer.text}
                for question, answer in zip(SAMPLE_QUESTIONS, answers[len(test):], strict=True)]
     config = {"identity": context.identity, **results.describe_environment()}
+    before_save()
     return results.save_run(context.folder, config, numbers, scores, losses, samples)
 
 
@@ -156,7 +158,7 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test) -> tuple[dic
     """All that needs the model: (numbers, answers to the test and the sample questions, option scores)."""
     profile, tokenizer, questions = context.profile, load_tokenizer(context.profile), list(test["question"])
     base = load_base_model(profile)
-    check_eos_token(base, tokenizer)
+    check_model(base, tokenizer)
     model = load_merged(adapter_dir, profile, base)
     validation = encode_validation(tokenizer, context.splits["validation"], profile)
     loss = likelihood.completion_loss(model, validation)

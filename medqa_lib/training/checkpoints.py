@@ -1,8 +1,8 @@
 """Checkpoint folders: made valid by a manifest, verified, copied to the lasting folder, pruned.
 
-A folder `checkpoint-N` counts only with its `manifest.json`, which is written last and atomically: size and
-SHA-256 of each file, the run's identity and its training time. SHA-256 after a flush shows that Drive's
-client took the bytes, not that they are uploaded.
+A folder `checkpoint-N` counts only with its `manifest.json`, which is written last and atomically: SHA-256 of
+each file, the run's identity and its training time. SHA-256 after a flush shows that Drive's client took the
+bytes, not that they are uploaded.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ def hash_file(path: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*")
-                  if path.is_file() and path.name != MANIFEST and not path.name.startswith("."))
+    return [path for path in sorted(folder.rglob("[!.]*")) if path.is_file() and path.name != MANIFEST]
 
 
 def write_manifest(folder: Path, identity: dict, train_time_s: float = 0.0) -> None:
@@ -45,7 +44,7 @@ def write_manifest(folder: Path, identity: dict, train_time_s: float = 0.0) -> N
     for path in _files(folder):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        files[path.relative_to(folder).as_posix()] = hash_file(path)
     manifest = {"identity": identity, "files": files, "train_time_s": train_time_s}
     write_json_atomically(folder / MANIFEST, manifest)
 
@@ -55,29 +54,19 @@ def read_manifest(checkpoint: Path) -> dict:
     return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
 
 
-def verify(checkpoint: Path) -> list[str]:
-    """What is wrong with a checkpoint; an empty list means that it is whole."""
+def verify(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint; "" means that it is whole."""
     try:
-        problems = []
-        for name, expected in read_manifest(checkpoint)["files"].items():
-            path = checkpoint / name
-            if not path.resolve().is_relative_to(checkpoint.resolve()):  # a copy could overwrite any file
-                problems.append(f"{name} is outside of the checkpoint")
-            elif not path.is_file():
-                problems.append(f"{name} is missing")
-            elif path.stat().st_size != expected["bytes"]:
-                problems.append(f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}")
-            elif hash_file(path) != expected["sha256"]:
-                problems.append(f"{name} does not match its SHA-256")
-        return problems
-    except FileNotFoundError:
-        return [f"no {MANIFEST}: the checkpoint is not complete"]
-    except (OSError, RuntimeError, ValueError, AttributeError, KeyError, TypeError) as error:  # damaged JSON
-        return [f"{MANIFEST} or a file cannot be read ({error})"]
+        for name, sha256 in read_manifest(checkpoint)["files"].items():
+            if hash_file(checkpoint / name) != sha256:
+                return f"{name} does not match its SHA-256"
+        return ""
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        return f"not complete, or damaged ({error})"
 
 
 def copy_checkpoint(source: Path, lasting_dir: Path) -> Path:
-    """Copy a checkpoint file by file, flush and compare SHA-256 with the manifest, which goes last.
+    """Copy a checkpoint file by file and flush, the manifest last; then read it back.
 
     Raises:
         OSError: the lasting folder is gone, full or read-only, or it gives other bytes back.
@@ -85,15 +74,16 @@ def copy_checkpoint(source: Path, lasting_dir: Path) -> Path:
     manifest, target = read_manifest(source), lasting_dir / source.name
     target.mkdir(exist_ok=True)  # no parents: a Drive that vanished must not come back as a local folder
     (target / MANIFEST).unlink(missing_ok=True)
-    for name, expected in manifest["files"].items():
-        (target / name).parent.mkdir(exist_ok=True)
-        with open(source / name, "rb") as reader, open(target / name, "wb") as writer:
+    for path in _files(source):  # not what the manifest names: that could be a file anywhere
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        with open(path, "rb") as reader, open(copy, "wb") as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
             writer.flush()
             os.fsync(writer.fileno())
-        if hash_file(target / name) != expected["sha256"]:
-            raise OSError(f"{target / name} reads back differently from what was written")
     write_json_atomically(target / MANIFEST, manifest)
+    if problem := verify(target):
+        raise OSError(f"{target} reads back differently: {problem}")
     return target
 
 
@@ -122,8 +112,8 @@ def latest_valid(folder: Path, identity: dict) -> tuple[Path | None, list[str]]:
     """
     skipped = []
     for checkpoint in list_checkpoints(folder):
-        if problems := verify(checkpoint):
-            skipped.append(f"{checkpoint.name}: {'; '.join(problems)}")
+        if problem := verify(checkpoint):
+            skipped.append(f"{checkpoint.name}: {problem}")
             continue
         if differences := identity_differences(read_manifest(checkpoint)["identity"], identity):
             raise ResumeRefused(f"{checkpoint} belongs to another run:\n  " + "\n  ".join(differences) +

@@ -29,11 +29,12 @@ class TrainingPlan:
 
     def halved(self) -> TrainingPlan:
         """The plan after running out of memory: at most half as many rows at a time, as many in a step."""
-        if self.per_device_train_batch_size == 1:
+        tried = self.per_device_train_batch_size
+        if tried == 1:
             raise ValueError("Out of memory with one row at a time: shorten max_length or take a larger GPU.")
-        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        size = largest_divisor(rows, self.per_device_train_batch_size // 2)
-        why = f"{self.path}, {size} rows x {rows // size}: {self.per_device_train_batch_size} did not fit"
+        rows = tried * self.gradient_accumulation_steps
+        size = largest_divisor(rows, tried // 2)
+        why = f"{self.path}, {size} rows x {rows // size}: {tried} did not fit"
         return TrainingPlan(self.path, self.dtype, size, rows // size, why)
 
     def collator(self, padding_collator):
@@ -44,30 +45,20 @@ class TrainingPlan:
 
         return DataCollatorWithFlattening(return_flash_attn_kwargs=True)
 
-    def trainer_arguments(self) -> dict:
-        """What `transformers.TrainingArguments` must be told; the rest is the experiment's."""
-        arguments = {"bf16": self.dtype == torch.bfloat16, "fp16": self.dtype == torch.float16,
-                     "per_device_train_batch_size": self.per_device_train_batch_size,
-                     "gradient_accumulation_steps": self.gradient_accumulation_steps,
-                     "optim": "adamw_torch_fused"}
-        if self.path != "padded":  # the CPU must not wait for the GPU: no look at the loss, no blocking copy
-            arguments |= {"logging_nan_inf_filter": False, "dataloader_pin_memory": True,
-                          "accelerator_config": {"non_blocking": True}}
-        return arguments
-
-
 def plan_training(model, total_batch_size: int = 32, max_length: int = 512, *, path: str | None = None,
-                  processes: int = 1, examples: list[dict] | None = None) -> TrainingPlan:
+                  processes: int = 1, examples=None) -> TrainingPlan:
     """Choose from the GPU and the model, and leave the PEFT `model` ready for the chosen path.
 
-    `examples`: a few encoded rows, on which a fast path must show that it computes what transformers does.
-    Each of the `processes` that train together calls this; the one with the least memory decides for all.
+    `examples`: the encoded rows; there are never more at a time, and on the first four of them a fast path
+    must show that it computes what transformers does. Each of the `processes` that train together calls this;
+    the one with the least memory decides for all.
     """
     if total_batch_size % processes:
         divisors = [n for n in range(1, total_batch_size + 1) if total_batch_size % n == 0]
         raise ValueError(f"{total_batch_size} rows cannot be shared by {processes} processes: use {divisors}")
     rows, device = total_batch_size // processes, next(model.parameters()).device
-    path, reason = _choose_path(model, path, processes, examples)
+    first = [examples[row] for row in range(min(4, len(examples)))] if examples else None
+    path, reason = _choose_path(model, path, processes, first)
     prepare_model(model, path)
     fits, why = 8, "no GPU"
     if device.type == "cuda":
@@ -77,7 +68,7 @@ def plan_training(model, total_batch_size: int = 32, max_length: int = 512, *, p
         fits = max(1, int(0.8 * free_bytes / (token_bytes * max_length)))
         why = (f"{torch.cuda.get_device_name(device)}, {free_bytes / 2**30:.1f} GiB free, "
                f"{token_bytes / 2**20:.2f} MiB per token, so {fits} rows of {max_length} tokens fit")
-    size = _smallest_of_all(largest_divisor(rows, fits), processes)
+    size = _smallest_of_all(largest_divisor(rows, min(fits, len(examples or range(fits)))), processes)
     why = f"{path}, {size} rows x {rows // size}: {why}" + (f"; {reason}" if reason else "")
     return TrainingPlan(path, compute_dtype(), size, rows // size, why)
 
@@ -114,8 +105,8 @@ def _smallest_of_all(number: int, processes: int) -> int:
 
 def measure_bytes_per_token(model, path: str) -> float:
     """Peak memory of one forward and backward pass per token. Draws no random number that training would."""
-    ids = torch.ones(2, PROBE_TOKENS // 2, dtype=torch.long)
-    plan = TrainingPlan(path, compute_dtype(), 2, 1, "to measure")
+    ids = torch.ones(PROBE_TOKENS // 256, 256, dtype=torch.long)  # few models read no 256 tokens at once
+    plan = TrainingPlan(path, compute_dtype(), len(ids), 1, "to measure")
     examples = [{"input_ids": row, "labels": row} for row in ids.tolist()]
     batch = plan.collator(lambda rows: {"input_ids": ids, "labels": ids})(examples)
     device, training = next(model.parameters()).device, model.training

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import sys
 from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 
 from medqa_lib import standin
-from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir
+from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir, make_home
 from medqa_lib.data.prepare import prepare_splits
-from medqa_lib.evaluation.lock import RunBusy, lock_run
+from medqa_lib.evaluation.lock import lock_run
 from medqa_lib.evaluation.results import RunResult, find_finished, load_run, run_identity
 from medqa_lib.evaluation.run import (
     RunContext,
@@ -24,11 +24,11 @@ from medqa_lib.evaluation.run import (
     run_base,
 )
 from medqa_lib.labels import audit_policy, encode_split, make_collator, require_policy
-from medqa_lib.model import add_lora, check_eos_token, load_base_model, load_tokenizer, trainable_share
+from medqa_lib.model import add_lora, check_model, load_base_model, load_tokenizer, trainable_share
 from medqa_lib.training import plan as planning
 from medqa_lib.training import trainer as training
 from medqa_lib.training.checkpoints import checkpoint_folders
-from medqa_lib.training.session import CheckpointSession, wait_for_all
+from medqa_lib.training.session import CheckpointSession
 
 VALIDATION_PAIRS_WHILE_TRAINING = 400  # the curve needs fewer than the final figure, which uses all
 
@@ -47,7 +47,6 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
         RunBusy: another process works on this run, or has taken it over.
         CheckpointError: checkpoints cannot be written, or belong to another run.
         TrainingDiverged: the loss or a weight is not finite.
-        RuntimeError: model or BERTScore encoder can be neither downloaded nor found in the cache.
     """
     profile, home = profile or current_profile(), Path(home or home_dir())
     experiment = profile.scale(get_experiment(experiment) if isinstance(experiment, str) else experiment)
@@ -69,9 +68,9 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
         if session.is_main:
             context.folder.mkdir(parents=True, exist_ok=True)
             (context.folder / "log.txt").write_text("\n".join(session.lines) + "\n", encoding="utf-8")
-        wait_for_all()  # the first process has written the adapter
-        evaluate_run(context, adapter_dir, losses, numbers)
-        wait_for_all()
+        PartialState().wait_for_everyone()  # the first process has written the adapter
+        evaluate_run(context, adapter_dir, losses, numbers, before_save=session.require_lasting)
+        PartialState().wait_for_everyone()
         return load_run(context.folder)
 
 
@@ -82,13 +81,12 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     Returns:
         (loss history, numbers for metrics.json)
     """
-    tokenizer = load_tokenizer(profile)
+    tokenizer, model = load_tokenizer(profile), load_base_model(profile)
+    check_model(model, tokenizer)
     train, counts = encode_split(tokenizer, splits["train"], experiment.max_length, experiment.label_policy,
                                  experiment.truncation)
     validation = encode_validation(tokenizer, splits["validation"], profile)
     validation = validation.select(range(min(VALIDATION_PAIRS_WHILE_TRAINING, len(validation))))
-    model = load_base_model(profile)
-    check_eos_token(model, tokenizer)
     collator = make_collator(tokenizer, experiment.label_policy, experiment.max_length)
     report = audit_policy(model, tokenizer, train, collator)
     require_policy(report, experiment.label_policy)
@@ -98,11 +96,10 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     if experiment.label_policy == "padding_supervised":
         path = "padded"  # the other paths have no padding
     plan = planning.plan_training(model, experiment.total_batch_size, experiment.max_length, path=path,
-                                  examples=[train[row] for row in range(min(4, len(train)))],
+                                  examples=train,
                                   processes=int(os.environ.get("WORLD_SIZE", "1")))
-    describe_run(experiment, session, counts, report["verdict"])
-    session.say("Trainable: {:,} parameters, {:.3%}".format(*trainable_share(model)))
-    session.say(f"Plan: {plan.why}")
+    for line in describe_run(experiment, model, counts, report["verdict"], plan):
+        session.say(line)
 
     def build_trainer(plan):
         arguments = training.training_arguments(experiment, session.local_dir, plan, profile.report_to)
@@ -121,13 +118,15 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     return losses, numbers
 
 
-def describe_run(experiment: Experiment, session: CheckpointSession, counts: dict, verdict: str) -> None:
-    """Say before the start what will be trained."""
-    session.say(f"{experiment.name}: {experiment.max_steps} steps of {experiment.total_batch_size} rows, "
-                f"learning rate {experiment.learning_rate:g} ({experiment.lr_scheduler_type}), "
-                f"labels {experiment.label_policy}")
-    session.say("Training rows: " + ", ".join(f"{name} {number:,}" for name, number in counts.items()))
-    session.say(f"Labels: {verdict}")
+def describe_run(experiment: Experiment, model, counts: dict, verdict: str, plan) -> list[str]:
+    """What will be trained, in lines for the log."""
+    return [f"{experiment.name}: {experiment.max_steps} steps of {experiment.total_batch_size} rows, "
+            f"learning rate {experiment.learning_rate:g} ({experiment.lr_scheduler_type}), "
+            f"labels {experiment.label_policy}",
+            "Training rows: " + ", ".join(f"{name} {number:,}" for name, number in counts.items()),
+            f"Labels: {verdict}",
+            "Trainable: {:,} parameters, {:.3%}".format(*trainable_share(model)),
+            f"Plan: {plan.why}"]
 
 
 def describe_training(trainer, session: CheckpointSession) -> dict:
@@ -158,14 +157,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="medqa_lib.training", description=__doc__)
     parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT",
                         help="for example exp_004; `base` and `base_random` evaluate the untuned model")
-    for name in parser.parse_args().experiments:
-        try:
-            if name.startswith("base"):
-                run = run_base(prepare_splits(by="random") if name == "base_random" else None, name=name)
-            else:
-                run = run_experiment(name)
-        except RunBusy as error:
-            sys.exit(str(error))
+    names = parser.parse_args().experiments
+    make_home()
+    for name in names:
+        if not name.startswith("base"):
+            get_experiment(name)
+    for name in names:
+        if name.startswith("base"):
+            run = run_base(prepare_splits(by="random") if name == "base_random" else None, name=name)
+        else:
+            run = run_experiment(name)
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"{name}: validation loss {run.metrics['validation_loss']:.4f}, results in {run.folder}")
     if torch.distributed.is_initialized():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-import torch
+from accelerate import PartialState
 from transformers import TrainerCallback
 
 from medqa_lib.evaluation.lock import RunBusy
@@ -30,14 +29,7 @@ from medqa_lib.training.checkpoints import (
 )
 
 OWNER = "owner.json"
-
-
-def wait_for_all() -> None:
-    """Under `accelerate launch`: go on when every process is here."""
-    if torch.distributed.is_initialized():
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
+KEEP = 2  # checkpoints in each folder
 
 
 @contextmanager
@@ -50,24 +42,23 @@ def explain_save_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise CheckpointError(f"Saving a checkpoint to {folder} failed ({error}). Earlier ones are whole: "
-                              "make room there and start again to resume from the newest one.") from error
+        raise CheckpointError(f"{folder} cannot be written ({error}). Is Drive mounted and not full? Earlier "
+                              "checkpoints are whole: start again to resume from the newest one.") from error
 
 
 class CheckpointSession(TrainerCallback):
     """What a run does with its checkpoints, as the Trainer's callback; and the run's log.
 
     Two runtimes can share one Drive, and Drive has no locks. So the newest start owns the run: it writes its
-    id into `owner.json`, and an older process stops at its next save.
+    id into `owner.json`, and an older process stops at its next save, or before it writes results.
 
     Args:
         local_dir: where the Trainer saves. If it is `lasting_dir` itself, nothing is copied.
-        identity: what must be equal for a resume, as JSON; see `results.run_identity`.
-        keep: checkpoints kept in each folder.
+        identity: what must be equal for a resume; see `results.run_identity`.
     """
 
-    def __init__(self, local_dir: Path, lasting_dir: Path, identity: dict, keep: int = 2) -> None:
-        self.local_dir, self.lasting_dir, self.identity, self.keep = local_dir, lasting_dir, identity, keep
+    def __init__(self, local_dir: Path, lasting_dir: Path, identity: dict) -> None:
+        self.local_dir, self.lasting_dir, self.identity = local_dir, lasting_dir, identity
         self.is_main = int(os.environ.get("RANK", "0")) == 0  # of several processes only the first writes
         self.owner = uuid.uuid4().hex
         self.lines: list[str] = []  # the log
@@ -76,26 +67,19 @@ class CheckpointSession(TrainerCallback):
         self.train_start = time.perf_counter()  # `resume_from` sets it anew
 
     def say(self, line: str) -> None:
-        """Print a line and keep it for the run's log."""
+        """Print a line and keep it for log.txt."""
         if self.is_main:
             print(line)
             self.lines.append(line)
 
     def __enter__(self) -> Self:
-        """Make the folders and take the run over.
-
-        Raises:
-            CheckpointError: the folders cannot be written.
-        """
+        """Make the folders and take the run over."""
         if self.is_main:
-            try:
+            with explain_save_errors(self.lasting_dir):
                 self.local_dir.mkdir(parents=True, exist_ok=True)
                 self.lasting_dir.mkdir(parents=True, exist_ok=True)
                 owner = {"owner": self.owner, "since": time.strftime("%F %T")}
                 write_json_atomically(self.lasting_dir / OWNER, owner)
-            except OSError as error:
-                raise CheckpointError(f"Cannot write checkpoints to {self.lasting_dir} ({error}). Is Drive "
-                                      "mounted and not full?") from error
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -120,10 +104,10 @@ class CheckpointSession(TrainerCallback):
             raise RunBusy(f"A newer start ({current['since']}) owns {self.lasting_dir} now; this one stops.")
 
     def require_lasting(self) -> None:
-        """Refuse to write results where Drive was: that would make a local folder that looks like it.
+        """Before an adapter or results are written: this run still owns the folder, and the folder is there.
 
         Raises:
-            CheckpointError: the lasting folder is gone.
+            CheckpointError: the lasting folder is gone; writing would make a local one that looks like it.
             RunBusy: another process owns the run.
         """
         if self.is_main and not self.lasting_dir.is_dir():
@@ -158,8 +142,7 @@ class CheckpointSession(TrainerCallback):
         return time.perf_counter() - self.train_start
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and int(os.environ.get("WORLD_SIZE", "1")) == 1 and self.old_handler is None:
+        if args.world_size == 1 and self.old_handler is None:  # several would save at different steps
             self.old_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self, signum, frame) -> None:
@@ -176,14 +159,14 @@ class CheckpointSession(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs) -> None:
         """The Trainer has saved checkpoint-N: make it valid, copy it, prune; then stop if SIGTERM came."""
-        wait_for_all()  # each process saves its own random state
+        PartialState().wait_for_everyone()  # each process saves its own random state
         if not self.is_main:
             return
         checkpoint = self.local_dir / f"checkpoint-{state.global_step}"
         with explain_save_errors(self.local_dir):
             write_manifest(checkpoint, self.identity, self.train_time_s)
         self._copy_to_lasting(checkpoint)
-        prune_checkpoints(self.local_dir, self.keep)
+        prune_checkpoints(self.local_dir, KEEP)
         self._stop_if_asked(checkpoint.name)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
@@ -203,7 +186,7 @@ class CheckpointSession(TrainerCallback):
         try:
             copy_checkpoint(checkpoint, self.lasting_dir)
             self.missing = None
-            prune_checkpoints(self.lasting_dir, self.keep)
+            prune_checkpoints(self.lasting_dir, KEEP)
         except OSError as error:
             what = f"{self.missing} is not on" if self.missing else "old checkpoints cannot be deleted from"
             self.say(f"WARNING: {what} {self.lasting_dir} ({error}). The next save tries again.")

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from medqa_lib.config import Experiment
 from medqa_lib.evaluation import likelihood
-from medqa_lib.labels import IGNORE_INDEX
 from medqa_lib.training import plan as planning
 from medqa_lib.training.checkpoints import checkpoint_step
 from medqa_lib.training.session import CheckpointSession, explain_save_errors
@@ -40,26 +39,10 @@ class AnswerTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        padded = isinstance(self.data_collator, DataCollatorForSeq2Seq)
-        loss = likelihood.completion_loss(self.model, self.eval_dataset) if padded else self._flattened_loss()
-        logs = {"eval_loss": loss}
+        logs = {"eval_loss": likelihood.completion_loss(self.model, self.eval_dataset)}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
-
-    @torch.no_grad()
-    def _flattened_loss(self) -> float:
-        """`likelihood.completion_loss` by the forward pass of a fast path, which takes flattened batches."""
-        self.model.eval()
-        total, tokens, rows = 0.0, 0, self.args.per_device_train_batch_size
-        for start in range(0, len(self.eval_dataset), rows):
-            examples = self.eval_dataset.select(range(start, min(start + rows, len(self.eval_dataset))))
-            batch = self._prepare_inputs(self.data_collator(list(examples)))
-            answer_tokens = int((batch["labels"] != IGNORE_INDEX).sum())
-            with self.compute_loss_context_manager():
-                total += float(self.model(**batch).loss) * answer_tokens
-            tokens += answer_tokens
-        return total / tokens
 
     def floating_point_ops(self, inputs) -> int:
         """Not counted: the Trainer would count the parameters of all modules anew at every step."""
@@ -127,24 +110,23 @@ def fit(build_trainer: Callable[..., AnswerTrainer], plan, session: CheckpointSe
     start = None
     while True:
         trainer = build_trainer(plan)
-        weights = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
-        start = start or {name: value.detach().clone() for name, value in weights.items()}
+        weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+        start = start or [weight.detach().clone() for weight in weights]
         try:
             trainer.train(session.resume_from())
             return trainer
         except torch.OutOfMemoryError as error:
-            args = trainer.args
-            if args.world_size > 1:  # the others have not run out: they would wait for this process for ever
-                raise RuntimeError(f"Out of GPU memory on process {args.process_index} of {args.world_size} "
-                                   f"with {plan.per_device_train_batch_size} rows at a time. See with "
-                                   "nvidia-smi what else is on that GPU; start again to resume.") from error
+            if trainer.args.world_size > 1:  # the others would wait for this process for ever
+                raise RuntimeError(f"Out of GPU memory on process {trainer.args.process_index} of "
+                                   f"{trainer.args.world_size}: {plan.why}. See with nvidia-smi what else is "
+                                   "on that GPU, and start again.") from error
         # Here and not in the handler: there the traceback still holds what did not fit.
         model, plan = trainer.model, plan.halved()
         session.say(f"Out of GPU memory. {plan.why}")
         del trainer
-        for name, value in weights.items():
-            value.data.copy_(start[name])
-            value.grad = None
+        for weight, value in zip(weights, start, strict=True):
+            weight.data.copy_(value)
+            weight.grad = None
         planning.prepare_model(model, plan.path)  # frees the graphs of the larger micro-batch
         gc.collect()
         torch.cuda.empty_cache()
@@ -154,16 +136,20 @@ def training_arguments(experiment: Experiment, output_dir: Path, plan,
                        report_to: str = "none") -> TrainingArguments:
     """The experiment in the Trainer's words. The rest is its defaults (AdamW, gradient norm clipped to 1)."""
     on_gpu = torch.cuda.is_available()
-    options = {"dataloader_pin_memory": on_gpu, **plan.trainer_arguments(), "logging_nan_inf_filter": False}
     return TrainingArguments(
         str(output_dir), seed=experiment.seed, max_steps=experiment.max_steps,
+        per_device_train_batch_size=plan.per_device_train_batch_size,
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        bf16=plan.dtype == torch.bfloat16, fp16=plan.dtype == torch.float16, optim="adamw_torch_fused",
         learning_rate=experiment.learning_rate, lr_scheduler_type=experiment.lr_scheduler_type,
         warmup_steps=math.ceil(experiment.warmup_ratio * experiment.max_steps),
-        weight_decay=experiment.weight_decay,
-        logging_steps=experiment.logging_steps, logging_first_step=True, save_steps=experiment.save_steps,
-        eval_strategy="steps", eval_steps=experiment.save_steps, report_to=report_to, label_names=["labels"],
+        weight_decay=experiment.weight_decay, save_steps=experiment.save_steps,
+        logging_steps=experiment.logging_steps, logging_first_step=True, eval_strategy="steps",
+        eval_steps=experiment.save_steps, report_to=report_to, label_names=["labels"],
+        logging_nan_inf_filter=False,  # it would hide a loss that is not finite, and wait for the GPU
         remove_unused_columns=False,  # they are told by the signature of `forward`, which fast paths replace
-        use_cpu=not on_gpu, ddp_find_unused_parameters=False, **options)
+        use_cpu=not on_gpu, dataloader_pin_memory=on_gpu, accelerator_config={"non_blocking": on_gpu},
+        ddp_find_unused_parameters=False)
 
 
 def loss_history(log: list[dict]) -> pd.DataFrame:

@@ -239,7 +239,13 @@ def train(
         seed=42,
         label_names=["labels"],
         gradient_checkpointing=checkpointing,
-        **plan.trainer_arguments(),
+        optim="adamw_torch_fused",
+        bf16=plan.dtype == torch.bfloat16,
+        fp16=plan.dtype == torch.float16,
+        per_device_train_batch_size=plan.per_device_train_batch_size,
+        gradient_accumulation_steps=plan.gradient_accumulation_steps,
+        logging_nan_inf_filter=False,
+        accelerator_config={"non_blocking": True},
     )
     if checkpointing:
         arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}

@@ -127,7 +127,10 @@ def _train(variables, scratch, log, fault):
         lambda session, args, state, *_, **__: print(f"\nSTEP {state.global_step}"),
     )
     sys.argv = ["medqa_lib.training", EXPERIMENT]
-    training.main()
+    from medqa_lib.reasons import user_errors
+
+    with user_errors():
+        training.main()
 
 
 def before(owner, name, action):

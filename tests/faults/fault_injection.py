@@ -156,6 +156,18 @@ def wait_at_step(step, path):
     at_step(step, wait)
 
 
+def wait_before_the_answers(here, path):
+    """Touch `here` before the first question is answered, and go on when `path` exists."""
+    from medqa_lib.evaluation import run
+
+    def wait(*_, **__):
+        here.touch()
+        while not path.exists():
+            time.sleep(0.05)
+
+    before(run, "generate_records", wait)
+
+
 def run_out_of_memory():
     """In training, a forward pass of more than two rows fails, as on a GPU that is too small."""
     from transformers import LlamaForCausalLM

@@ -26,7 +26,6 @@ def test_plan_training_without_gpu_is_padded_float32():
         4,
     )
     assert plan.collator(len) is len
-    assert plan.trainer_arguments()["bf16"] is plan.trainer_arguments()["fp16"] is False
 
 
 def test_plan_training_divides_the_rows_among_processes():
