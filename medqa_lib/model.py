@@ -131,7 +131,7 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
     try:
         logits = model(ids).logits.float()
     except Exception as error:  # a weight of another shape, for instance
-        raise ValueError(f"{name} cannot read a short prompt: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{name} cannot read a prompt: {' '.join(str(error).split())[:200]}") from error
     if not logits.isfinite().all():
         raise ValueError(f"{name} gives logits that are not finite: weights are damaged, or too large for "
                          f"{model.dtype}.")
