@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerState, TrainingArguments
 
 from medqa_lib.config import Experiment
 from medqa_lib.evaluation import likelihood
+from medqa_lib.labels import IGNORE_INDEX
 from medqa_lib.training import plan as planning
 from medqa_lib.training.checkpoints import checkpoint_step
 from medqa_lib.training.session import CheckpointSession, explain_save_errors
@@ -39,10 +40,26 @@ class AnswerTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        logs = {"eval_loss": likelihood.completion_loss(self.model, self.eval_dataset)}
+        padded = isinstance(self.data_collator, DataCollatorForSeq2Seq)
+        loss = likelihood.completion_loss(self.model, self.eval_dataset) if padded else self._flattened_loss()
+        logs = {"eval_loss": loss}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
+
+    @torch.no_grad()
+    def _flattened_loss(self) -> float:
+        """`likelihood.completion_loss` by the faster forward pass of a fast path."""
+        self.model.eval()
+        total, tokens = 0.0, 0
+        for rows in self.eval_dataset.iter(self.args.per_device_train_batch_size):
+            examples = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+            batch = self._prepare_inputs(self.data_collator(examples))
+            answer_tokens = int((batch["labels"] != IGNORE_INDEX).sum())
+            with self.compute_loss_context_manager():
+                total += float(self.model(**batch).loss) * answer_tokens
+            tokens += answer_tokens
+        return total / tokens
 
     def floating_point_ops(self, inputs) -> int:
         """Not counted: the Trainer would count the parameters of all modules anew at every step."""
