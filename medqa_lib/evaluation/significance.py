@@ -76,9 +76,12 @@ def compare_many(base_scores: pd.DataFrame, runs: dict[str, pd.DataFrame],
 
 def compare_slices(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame,
                    metrics: Sequence[str] | None = None) -> pd.DataFrame:
-    """`compare_runs` within each source and each length of the reference (column `slice`); Holm over all."""
+    """`compare_runs` by source, kind of question and length of the reference (column `slice`); Holm over all."""
     tuned_scores, words = _align_questions(base_scores, tuned_scores), base_scores["reference_words"]
     masks = {name: base_scores["source"] == name for name in sorted(base_scores["source"].unique())}
+    if "mcq_asked" in base_scores:
+        choice = base_scores["mcq_asked"] > 0
+        masks |= {"free questions": ~choice, "multiple choice": choice}
     masks |= {name: words.between(low, high, inclusive="left") for name, (low, high) in LENGTHS.items()}
     tables = {name: compare_runs(base_scores[mask], tuned_scores[mask.to_numpy()], metrics)
               for name, mask in masks.items() if mask.any()}

@@ -56,7 +56,10 @@ def results_table(comparison: pd.DataFrame, first: str = "untuned", second: str 
              "verdict": f"{row.verdict} (Holm over {row.family})"} for row in comparison.itertuples()]
     table = pd.DataFrame(rows).set_index("metric")
     keys = [name for name in ("run", "pair", "slice") if name in comparison]
-    return table.set_index([comparison[name] for name in keys], append=True).swaplevel() if keys else table
+    if keys:
+        named = comparison[keys[0]].map(lambda text: " -> ".join(map(label, text.split(" -> "))))
+        table = table.set_index(named, append=True).swaplevel()
+    return table
 
 
 def summary_table(runs: dict[str, RunResult]) -> pd.DataFrame:
