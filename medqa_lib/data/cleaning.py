@@ -5,6 +5,7 @@ A row step takes a `Row` and returns it, perhaps changed, or None (removed); a s
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections import defaultdict
@@ -59,6 +60,18 @@ def empty_placeholders(row: Row) -> Row:
                         answer="" if is_placeholder(row.answer) else row.answer)
 
 
+def parse_cell(text: str) -> list | dict | None:
+    """The list or dictionary in a cell, as JSON or as the Python literal that `to_csv` writes; else None."""
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    for parse in (json.loads, lambda text: ast.literal_eval(re.sub(r"\bnan\b(?=\s*[,}\]])", "None", text))):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            pass
+    return None
+
+
 def for_choices(step: RowStep) -> RowStep:
     """The step, for multiple-choice rows only."""
     return lambda row: step(row) if row.kind == "mcq" else row
@@ -69,10 +82,7 @@ def read_options(row: Row) -> Row | None:
     """Parse two to ten options and their key; without options, a rationale makes it a free question."""
     if not row.options.strip():
         return row._replace(kind="saq") if row.answer else None
-    try:
-        parsed = json.loads(row.options)
-    except (ValueError, RecursionError):
-        return None
+    parsed = parse_cell(row.options)
     cells = parsed.items() if isinstance(parsed, dict) else ()
     filled = {name: text_cell(cell) for name, cell in cells if text_cell(cell).strip()}
     keys = {key.strip() for key in row.correct.split(",")}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pandas as pd
 
-from medqa_lib.data.cleaning import Row, clean_rows
-from medqa_lib.data.prepare import make_pairs
-from medqa_lib.data.sources import load_hub, read_csv
-from medqa_lib.reasons import hub_reason
+from medqa_lib.data.cleaning import Row, clean_rows, parse_cell
+from medqa_lib.data.sources import find_table
+from medqa_lib.data.splits import make_pairs
+from medqa_lib.data.texts import text_cell
 
-QUESTION_NAMES = ("question", "query", "prompt", "instruction", "input", "q")
-ANSWER_NAMES = ("answer", "response", "output", "completion", "target", "a")
+USUAL_NAMES = (("question", "questions", "query", "prompt", "instruction", "input", "q"),
+               ("answer", "answers", "response", "output", "completion", "target", "reply", "a"))
 MIN_PAIRS = 10  # the smallest number of which a tenth is a row
 # What is safe for any text; the other steps undo what the exports of MedQuAD and AfriMed-QA left.
 SAFE_STEPS = {"placeholders", "oversized cells", "Unicode, HTML and white space", "no question or answer",
@@ -22,61 +21,53 @@ SAFE_STEPS = {"placeholders", "oversized cells", "Unicode, HTML and white space"
 
 def pairs_from(source: str | Path | pd.DataFrame, question: str | None = None, answer: str | None = None,
                group: str | None = None) -> pd.DataFrame:
-    """Cleaned pairs with leakage groups, from a file (READERS), a data set of the Hub or a DataFrame.
+    """Cleaned pairs with leakage groups, from a file that `read_table` reads, the Hub or a DataFrame.
 
-    Rows are in one group if they share question, answer (or nearly so) or the value in column `group`.
-    Columns for question and answer that are not named are guessed, and the guess is printed.
+    Rows are in one group if they share the question, the answer (or nearly so, or one contains the other) or
+    the value in column `group`. Columns that are not named are guessed, and the guess is printed.
 
     Raises:
         FileNotFoundError, ValueError: no such file; it cannot be read, lacks a column or has under ten pairs.
     """
-    frame, name = read_table(source)
-    question = find_column(frame, question, QUESTION_NAMES)
-    answer = find_column(frame, answer, ANSWER_NAMES)
+    frame = source if isinstance(source, pd.DataFrame) else find_table(source)
+    name = frame.attrs.get("origin", "DataFrame")
+    question, answer = find_columns(frame, question, answer, group)
     print(f"{name}: {len(frame)} rows, questions in column {question!r}, answers in {answer!r}")
-    groups = frame[find_column(frame, group, ())] if group else [""] * len(frame)
-    cells = zip(frame[question], frame[answer], groups, strict=True)
-    rows = [Row(asked, answered, "own", area) for asked, answered, area in cells]
-    rows, funnel = clean_rows(rows, SAFE_STEPS)
+    asked = texts_of(frame, question)
+    if question == "instruction" and "input" in frame:  # Alpaca's form: the task, then what it is about
+        asked = map("{} {}".format, asked, texts_of(frame, "input"))
+    groups = frame[group].tolist() if group else [""] * len(frame)
+    rows = zip(asked, texts_of(frame, answer), ["own"] * len(frame), groups, strict=True)
+    rows, funnel = clean_rows([Row(*cells) for cells in rows], SAFE_STEPS)
+    if removed := ", ".join(f"{step['removed']} ({step['step']})" for step in funnel if step["removed"]):
+        print(f"{name}: {len(rows)} pairs; removed: {removed}")
     if len(rows) < MIN_PAIRS:
         raise ValueError(f"{name}: {len(rows)} of {len(frame)} are usable; expected {MIN_PAIRS} or more.")
-    return make_pairs(rows, funnel)
+    return make_pairs(rows, funnel, contained=True)
 
 
-def read_table(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The table and its name."""
-    if isinstance(source, pd.DataFrame):
-        return source, "DataFrame"
-    path = Path(source).expanduser()
-    read = READERS.get(path.suffix.lower())
-    if not path.exists():
-        if read or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-            raise FileNotFoundError(f"There is no file {path}.")
-        path, read = str(source), load_hub
-    if not read:
-        raise ValueError(f"{path.name}: expected a file with the ending {', '.join(READERS)}.")
-    try:
-        return read(path), str(source)
-    except Exception as error:  # pandas, pyarrow and the Hub's clients each raise their own
-        raise ValueError(f"{source} cannot be read: {hub_reason(error)}") from error
-
-
-def read_delimited(path: Path) -> pd.DataFrame:
-    """A CSV file; its separator is the most frequent of comma, semicolon, tab and bar in the header."""
-    header = path.read_bytes().partition(b"\n")[0].decode("utf-8", "replace")
-    return read_csv(path, max(",;\t|", key=header.count))
-
-
-READERS = {".csv": read_delimited, ".tsv": read_delimited, ".json": pd.read_json, ".parquet": pd.read_parquet,
-           ".jsonl": lambda path: pd.read_json(path, lines=True)}
-
-
-def find_column(frame: pd.DataFrame, wanted: str | None, guesses: tuple[str, ...]) -> str:
-    """The column that is wanted, else the first guess that the frame has, in any case."""
-    if wanted is None:
-        names = {str(name).strip().lower(): name for name in frame.columns}
-        wanted = next((names[guess] for guess in guesses if guess in names), None)
-    if wanted not in frame.columns:
-        raise ValueError(f"There is no column {wanted or ' or '.join(guesses)}; the columns are "
+def find_columns(frame: pd.DataFrame, question: str | None, answer: str | None,
+                 group: str | None) -> list[str]:
+    """The columns of questions and answers: as named, else by a usual name in any case, else the only two."""
+    names = {str(name).strip().lower(): name for name in frame.columns}
+    guesses = [next((names[name] for name in usual if name in names), None) for usual in USUAL_NAMES]
+    if None in guesses and len(names) == 2:
+        guesses = list(names.values())
+    found = [guess if name is None else name for name, guess in zip((question, answer), guesses, strict=True)]
+    missing = [name or kind for name, kind in zip((*found, group), ("question", "answer", ""), strict=True)
+               if (name or kind) and name not in frame.columns]
+    if missing:
+        raise ValueError(f"There is no column {' and no column '.join(map(str, missing))}; the columns are "
                          f"{', '.join(map(str, frame.columns[:20]))}. Name them: question=..., answer=...")
-    return wanted
+    return found
+
+
+def texts_of(frame: pd.DataFrame, column: str) -> list[str]:
+    """The column's cells as text, a list of one text as that text; a column of other lists is refused."""
+    cells = frame[column].map(text_cell)
+    parsed = cells.map(parse_cell)
+    alone = parsed.map(lambda found: isinstance(found, list) and list(map(type, found)) == [str])
+    if 2 * (parsed.notna() & ~alone).sum() > len(frame):
+        raise ValueError(f"Column {column!r} holds lists or dictionaries, such as {cells.iloc[0][:80]}; "
+                         "expected text. Take the text out first and pass the DataFrame.")
+    return cells.where(~alone, parsed.str[0]).tolist()

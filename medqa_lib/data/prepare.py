@@ -15,8 +15,9 @@ from datasets import DatasetDict, disable_progress_bars, load_from_disk
 
 from medqa_lib.config import home_dir
 from medqa_lib.data.cleaning import Row, clean_rows
+from medqa_lib.data.own import pairs_from
 from medqa_lib.data.sources import REQUIRED, check_source, load_sources
-from medqa_lib.data.splits import COLUMNS, hash_splits, link_groups, split_pairs
+from medqa_lib.data.splits import hash_splits, make_pairs, split_pairs
 from medqa_lib.data.texts import text_cell
 
 # Raise it with every change that alters pairs, groups or splits: kept ones of another version are made anew.
@@ -33,6 +34,8 @@ def merge_sources(sources: dict[str, pd.DataFrame]) -> pd.DataFrame:
     Raises:
         ValueError: a source is unknown, a needed column is missing, or no pair is left.
     """
+    if list(sources) == ["own"]:
+        return pairs_from(sources["own"])
     if unknown := sources.keys() - REQUIRED.keys():
         raise ValueError(f"There is no source {', '.join(unknown)}; expected {' and '.join(REQUIRED)}. "
                          "For your own data use pairs_from.")
@@ -40,18 +43,15 @@ def merge_sources(sources: dict[str, pd.DataFrame]) -> pd.DataFrame:
     for name, frame in sources.items():
         raw = check_source(frame, name)[list(REQUIRED[name])].rename(columns=REQUIRED[name])
         rows += [Row(source=name, **cells) for cells in raw.to_dict("records")]
+    choices = sum(row.kind == "mcq" for row in rows)
     rows, funnel = clean_rows(rows)
+    unread = next(step["removed"] for step in funnel if step["step"] == "options and key")
+    if unread > max(4, choices / 2):
+        raise ValueError(f"{unread} of {choices} multiple-choice rows cannot be read; expected answer_options"
+                         ' such as {"option1": "Liver", "option2": "Spleen"} and as correct_answer option2.')
     if not rows:
         raise ValueError(f"No pair is left of {funnel[0]['rows']} raw rows; the funnel is {funnel}.")
     return make_pairs(rows, funnel)
-
-
-def make_pairs(rows: list[Row], funnel: list[dict]) -> pd.DataFrame:
-    """The rows as a frame with their leakage groups."""
-    pairs = pd.DataFrame(rows)
-    pairs = pairs.assign(group=link_groups(pairs))[list(COLUMNS)]
-    pairs.attrs["funnel"] = funnel
-    return pairs
 
 
 def save_splits(splits: DatasetDict, folder: str | Path, about: dict | None = None) -> Path:
@@ -103,7 +103,7 @@ def hash_sources(sources: dict[str, pd.DataFrame]) -> str:
     """Hex digest of the raw rows and of CLEANING_VERSION: the name of the folder in which splits are kept."""
     digest = hashlib.sha256(f"cleaning {CLEANING_VERSION}".encode())
     for name, frame in sources.items():
-        for row in frame[list(REQUIRED[name])].itertuples(index=False):
+        for row in frame[list(REQUIRED.get(name, frame))].itertuples(index=False):
             digest.update(json.dumps([name, *map(text_cell, row)]).encode())
     return digest.hexdigest()
 

@@ -5,13 +5,14 @@ Licences: MedQuAD CC BY 4.0, AfriMed-QA CC BY-NC-SA 4.0 (treat it as non-commerc
 
 from __future__ import annotations
 
-import zlib
+import re
 from pathlib import Path
 
 import datasets
 import pandas as pd
 
 from medqa_lib import config
+from medqa_lib.data.tables import SUFFIXES, read_table
 from medqa_lib.reasons import hub_reason, try_again
 
 MEDQUAD_KAGGLE = "pythonafroz/medquad-medical-question-answer-for-ai-research"
@@ -20,7 +21,7 @@ AFRIMEDQA_MIRROR = "afrimedqa/afrimedqa_v2"
 HOW_TO_ACCEPT = (f"Accept the conditions on https://huggingface.co/datasets/{AFRIMEDQA_HUB} and log in with "
                  "a token of that account (notebook 01).")
 SAMPLE_DIR = Path(__file__).parents[1] / "sample"
-FILES = {"medquad": "medquad.csv", "afrimedqa": "afrimedqa_v2*.csv"}
+FILES = {"medquad": "medquad.csv", "afrimedqa": "afrimedqa_v2.csv"}  # or like it: Afri-MedQA.xlsx
 # Source -> a needed column of the publisher -> the field of cleaning.Row that it fills.
 REQUIRED = {"medquad": {name: name for name in ("question", "answer", "focus_area")},
             "afrimedqa": {"question_type": "kind", "question": "question", "answer_options": "options",
@@ -30,54 +31,70 @@ REQUIRED = {"medquad": {name: name for name in ("question", "answer", "focus_are
 def load_sources(data_dir: str | Path | None = None) -> dict[str, pd.DataFrame]:
     """Raw rows per source with the publisher's columns; `frame.attrs["origin"]` says where from.
 
-    From `data_dir` or `config.data_dir()` (one of the two files is enough), else in the profile `gpu` from
-    Kaggle and the Hub, else from the bundled sample.
+    From `data_dir` or `config.data_dir()` (a folder with one or both files; or rows of your own: a table or
+    OWNER/NAME on the Hub), else in the profile `gpu` from Kaggle and the Hub, else from the bundled sample.
 
     Raises:
         FileNotFoundError: the folder holds neither file, or two of one source.
-        ValueError: a file is empty, not UTF-8, no CSV, or lacks a needed column.
+        ValueError: a file cannot be read or lacks a needed column.
         RuntimeError: a download failed; the message says why and what to do.
     """
-    folder = data_dir or config.data_dir()
-    if not folder and config.current_profile().name == "gpu":
+    chosen = data_dir or config.data_dir()
+    if not chosen and config.current_profile().name == "gpu":
         return {"medquad": download_medquad(), "afrimedqa": download_afrimedqa()}
-    folder, frames = Path(folder or SAMPLE_DIR).expanduser(), {}
-    for name, pattern in FILES.items():
-        found = [*folder.glob(pattern), *folder.glob(pattern + ".gz")]
+    folder, frames = Path(chosen or SAMPLE_DIR).expanduser(), {}
+    if not folder.is_dir():
+        return {"own": find_table(chosen)}
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    for name, usual in FILES.items():
+        found = [path for path in paths if name[:7] in re.sub("[^a-z]", "", path.name.lower())]
         if len(found) > 1:
-            raise FileNotFoundError(f"{folder} holds {len(found)} files {pattern}[.gz]; leave one of them.")
+            raise FileNotFoundError(f"{folder} holds {len(found)} files like {usual} "
+                                    f"({', '.join(path.name for path in found)}); leave one of them.")
         if found:
             frames[name] = read_source(found[0], name)
     if not frames:
-        raise FileNotFoundError(f"{folder} holds neither {' nor '.join(FILES.values())} (or .gz). Set "
-                                "MEDQA_DATA_DIR to a folder with one or both, or unset it.")
+        raise FileNotFoundError(f"{folder} holds no file like {' or '.join(FILES.values())}. Set "
+                                "MEDQA_DATA_DIR to a folder with one or both, or to a table of your own.")
     if len(frames) < len(FILES):
         print(f"{folder} holds one source, {', '.join(frames)}: it is used alone.")
     return frames
 
 
-def read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
-    """A CSV file with every cell as text; a ValueError names the file and what is wrong with it."""
+def find_table(source: str | Path) -> pd.DataFrame:
+    """The table in a file or in a data set of the Hub."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return read_table(path)
+    if path.suffix.lower() in SUFFIXES or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
+        raise FileNotFoundError(f"There is no {path}; expected a table, or OWNER/NAME on the Hub, or in "
+                                f"MEDQA_DATA_DIR also a folder with {' or '.join(FILES.values())}.")
     try:
-        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, EOFError, OSError, zlib.error) as error:  # empty, not UTF-8, no CSV, cut
-        raise ValueError(f"{path} cannot be read as CSV in UTF-8 ({str(error).strip()}).") from None
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus cells for row names
-        raise ValueError(f"{path} cannot be read as CSV in UTF-8 (a row has more cells than the header).")
-    return frame
+        return load_hub(str(source))
+    except Exception as error:  # datasets, huggingface_hub and httpx each raise their own
+        raise ValueError(f"{source} cannot be read from the Hub: {hub_reason(error)}") from error
 
 
 def read_source(path: Path, name: str) -> pd.DataFrame:
-    """A source's CSV file, checked."""
-    frame = read_csv(path)
-    frame.attrs["origin"] = "bundled sample" if path.parent == SAMPLE_DIR else path.name
+    """A source's file, checked."""
+    frame = read_table(path)
+    if path.parent == SAMPLE_DIR:
+        frame.attrs["origin"] = "bundled sample"
     return check_source(frame, name)
 
 
 def check_source(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The frame itself, if it has the needed columns and a row; else a ValueError says what it lacks."""
+    """The frame with the needed columns named as the publisher does; a ValueError says which it lacks.
+
+    MedQuAD's focus_area may be missing: groups then rest on questions and answers alone.
+    """
     origin = frame.attrs.get("origin", name)
-    if missing := [column for column in REQUIRED[name] if column not in frame.columns]:
+    frame = frame.rename(columns={column: str(column).strip().lower() for column in frame.columns
+                                  if str(column).strip().lower() in REQUIRED[name]})
+    if name == "medquad" and "focus_area" not in frame:
+        print(f"{origin}: no column focus_area, so rows about one disease cannot be kept together.")
+        frame = frame.assign(focus_area="")
+    if missing := [column for column in REQUIRED[name] if column not in frame]:
         raise ValueError(f"{origin}: no column {', '.join(missing)}; expected {', '.join(REQUIRED[name])}. "
                          f"It has {', '.join(map(str, frame.columns[:20])) or 'none'}.")
     if frame.empty:

@@ -15,7 +15,8 @@ from datasets import Dataset, DatasetDict
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from medqa_lib.data.texts import text_key
+from medqa_lib.data.cleaning import Row
+from medqa_lib.data.texts import count_words, text_key
 
 COLUMNS = ("question", "answer", "source", "group", "choices", "focus_area")
 SPLITS = ("train", "validation", "test")
@@ -39,19 +40,19 @@ def sha256_text(*parts: str) -> str:
 def question_key(question: str) -> str:
     """Key of a question; of a multiple-choice question that of its stem, if that is long."""
     stem = question.split("\n", 1)[0]
-    return text_key(stem if len(stem.split()) >= MIN_LINK_WORDS else question)
+    return text_key(stem if count_words(stem) >= MIN_LINK_WORDS else question)
 
 
 def answer_key(answer: str) -> str:
     """Key of an answer of eight words or more, else ""."""
-    return text_key(answer) if len(answer.split()) >= MIN_LINK_WORDS else ""
+    return text_key(answer) if count_words(answer) >= MIN_LINK_WORDS else ""
 
 
 def link_keys(pairs: pd.DataFrame) -> dict[str, pd.Series]:
     """Check -> the key per row. Rows with the same key are relatives; "" has none."""
     return {"same question": pairs["question"].map(question_key),
             "same answer (8 words or more)": pairs["answer"].map(answer_key),
-            "same disease (MedQuAD)": pairs["focus_area"].map(text_key)}
+            "same disease (MedQuAD)": pairs["focus_area"].map(lambda area: text_key(area) or area)}
 
 
 def shingle_matrix(answers: list[str]) -> sparse.csr_matrix:
@@ -72,8 +73,10 @@ def shingle_matrix(answers: list[str]) -> sparse.csr_matrix:
     return matrix
 
 
-def near_duplicates(answers: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def near_duplicates(answers: list[str], contained: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """All pairs of answers with a Jaccard similarity of word 5-shingles of at least 4/5, exactly.
+
+    With `contained` also pairs where one has all shingles of the other, so the rarest, which is its first.
 
     Prefix filter (Chaudhuri et al. 2006; Bayardo et al. 2007): two sets that are so similar, the smaller of n
     shingles, share at least ceil(4n/5); so, with each set sorted by rarity, they meet within their first
@@ -89,19 +92,24 @@ def near_duplicates(answers: list[str]) -> tuple[np.ndarray, np.ndarray]:
     in_prefix = rank <= (sizes - (4 * sizes + 4) // 5)[answer_of]
     places = (answer_of[in_prefix], shingles.indices[in_prefix])
     prefixes = sparse.csr_matrix((np.ones(len(places[0]), np.int32), places), shape=shingles.shape)
-    i, j = sparse.triu(prefixes @ prefixes.T, k=1).nonzero()
+    meet = prefixes @ (shingles if contained else prefixes).T
+    i, j = sparse.triu(meet + meet.T, k=1).nonzero()
     parts = np.array_split(np.arange(len(i)), len(i) // 20_000 + 1)  # raw data has millions
     shared = np.concatenate([shingles[i[some]].multiply(shingles[j[some]]).sum(axis=1).A1 for some in parts])
     similar = 5 * shared >= 4 * (sizes[i] + sizes[j] - shared)
+    if contained:
+        similar |= shared == np.minimum(sizes[i], sizes[j])
     return i[similar], j[similar]
 
 
-def link_groups(pairs: pd.DataFrame) -> list[str]:
+def link_groups(pairs: pd.DataFrame, contained: bool = False) -> list[str]:
     """One id per row, equal for rows that share, directly or over others, question, answer or disease.
+
+    With `contained`, rows also share an answer if one is part of the other.
 
     The id is made of the texts of the group, so it does not depend on the order of rows.
     """
-    links = [near_duplicates(pairs["answer"].tolist())]
+    links = [near_duplicates(pairs["answer"].tolist(), contained)]
     for key in link_keys(pairs).values():
         row = pd.Series(range(len(pairs)))[(key != "").to_numpy()]
         links.append((row, row.groupby(key.to_numpy()[row]).transform("first")))
@@ -110,6 +118,14 @@ def link_groups(pairs: pd.DataFrame) -> list[str]:
     component = connected_components(graph, directed=False)[1]
     digests = pd.Series(list(map(sha256_text, pairs["question"], pairs["answer"]))).str[:16]
     return digests.groupby(component).transform("min").tolist()
+
+
+def make_pairs(rows: list[Row], funnel: list[dict], contained: bool = False) -> pd.DataFrame:
+    """Cleaned rows as a frame with their leakage groups, and the funnel in its `attrs`."""
+    pairs = pd.DataFrame(rows)
+    pairs = pairs.assign(group=link_groups(pairs, contained))[list(COLUMNS)]
+    pairs.attrs["funnel"] = funnel
+    return pairs
 
 
 # --- the split ----------------------------------------------------------------------------------------------
@@ -129,6 +145,10 @@ def assign_splits(groups: list[str], sources: list[str], seed: int) -> list[str]
         for group, rows in stratum["rows"].items():
             split_of[group] = next((name for name, left in room.items() if rows <= left), "train")
             room[split_of[group]] = room.get(split_of[group], 0) - rows
+    for name in ("test", "validation"):  # all groups are larger than a tenth: the smallest must do
+        if name not in split_of.values():
+            in_train = sizes[[split_of[group] == "train" for group in sizes.index]]
+            split_of[in_train.sort_values(["rows", "order"]).index[0]] = name
     return [split_of[group] for group in groups]
 
 
@@ -146,10 +166,10 @@ def split_pairs(pairs: pd.DataFrame, seed: int = 42, by: str = "group") -> Datas
         raise ValueError(f"The pairs lack the columns {missing}; make them with merge_sources or pairs_from.")
     order = [sha256_text(str(seed), *row) for row in zip(pairs["question"], pairs["answer"], strict=True)]
     units = pairs["group"].tolist() if by == "group" else order
+    if (count := len(set(units))) < 3:
+        raise ValueError(f"All {len(pairs)} pairs are in {count} group{'s' * (count > 1)} of related rows; "
+                         "expected 3 groups or more, one each for train, validation and test.")
     split_of = assign_splits(units, pairs["source"].tolist(), seed)
-    if empty := [name for name in SPLITS if name not in split_of]:
-        raise ValueError(f"{len(pairs)} pairs in {pairs['group'].nunique()} groups are too few for 80/10/10: "
-                         f"{', '.join(empty)} would be empty. Give more or smaller groups.")
     rows = pairs.assign(split=split_of, order=order).sort_values("order")
     cells = {name: rows.loc[rows["split"] == name, list(COLUMNS)].to_dict("list") for name in SPLITS}
     return DatasetDict({name: Dataset.from_dict(columns) for name, columns in cells.items()})

@@ -9,8 +9,13 @@ import unicodedata
 from typing import Any
 
 import pandas as pd
+import regex
 
-_WORDS = re.compile(r"[^\W_]+")
+# These scripts put no space between words, so each of their characters counts as a word.
+_SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_SPACELESS_CHARACTER = regex.compile(f"[{_SPACELESS}]")
+# Combining marks belong to words: Hindi's vowel signs are marks.
+_WORD = regex.compile(rf"[{_SPACELESS}]|[[\p{{L}}\p{{N}}\p{{M}}]--[{_SPACELESS}]]+", regex.V1)
 _ASCII_GAPS = str.maketrans({chr(code): " " for code in range(128) if not chr(code).isalnum()})
 
 
@@ -19,23 +24,30 @@ def text_cell(cell: Any) -> str:
     if isinstance(cell, str):
         return cell
     if not pd.api.types.is_scalar(cell):
-        return json.dumps(cell, ensure_ascii=False, default=str)
+        plain = getattr(cell, "tolist", lambda: cell)()  # an array of a Parquet file is a list
+        return json.dumps(plain, ensure_ascii=False, default=str)
     return "" if pd.isna(cell) else str(cell)
 
 
 def text_key(text: str) -> str:
     """A key that texts of the same words in the same order share: `"What is Gout ?"` -> `"what is gout"`."""
     text = text.casefold()  # ASCII by table is five times as fast
-    return " ".join(text.translate(_ASCII_GAPS).split() if text.isascii() else _WORDS.findall(text))
+    return " ".join(text.translate(_ASCII_GAPS).split() if text.isascii() else _WORD.findall(text))
 
 
-_INVISIBLE = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad\ufffc\ufffd\ufffe\uffff"
+def count_words(text: str) -> int:
+    """How many words a text has, in any script."""
+    return len(text.split()) + len(_SPACELESS_CHARACTER.findall(text))
+
+
+_INVISIBLE = "\u200b\u200e\u200f\u2060\ufeff\u00ad\ufffc\ufffd\ufffe\uffff"
 _LOOKALIKES = {"'": "\u2018\u2019\u02bc", '"': "\u201c\u201d", "-": "\u2010\u2011\u2012\u2013\u2212",
                "...": "\u2026", "": _INVISIBLE}
 _CHARACTERS = str.maketrans({odd: plain for plain, odd_ones in _LOOKALIKES.items() for odd in odd_ones})
 # Tags by name: `p<0.05`, `<50%` and `</s>` are content (prompts.py makes control-token text harmless).
 _TAG = re.compile(r"</?(?:(b|i|u|em|strong|a|span|font)|p|br|hr|div|ul|ol|li|table|tr|td|th|h[1-6]|img|sup"
                   r"|sub)(?:\s+[\w-]+\s*=[^<>]*)?\s*/?>", re.IGNORECASE)
+_JOINERS = re.compile("(?<![\u0590-\u1fff])[\u200c\u200d]")  # invisible, but spelling in Persian and Hindi
 
 
 def clean_text(text: str) -> str:
@@ -44,13 +56,14 @@ def clean_text(text: str) -> str:
     text = _TAG.sub(lambda tag: "" if tag[1] else " ", text)
     text = unicodedata.normalize("NFC", " ".join(text.translate(_CHARACTERS).split()))
     if not text.isprintable():
-        text = "".join(character if character.isprintable() else " " for character in text)
+        text = _JOINERS.sub("", text)
+        text = "".join(one if one.isprintable() or one in "\u200c\u200d" else " " for one in text)
     return re.sub(r"\.{4,}", "...", " ".join(text.split()))
 
 
 # --- questions ----------------------------------------------------------------------------------------------
 
-_AGE = r"\d+[- ]?(?:year|yr|month|week|day|hour)"
+_AGE = r"\d\d+[- ]?(?:year|yr|month|week|day|hour)"  # two digits: "2.5-year-old" has no number before it
 _NUMBERING = re.compile(
     r"^(?:\[[Ss]peaker \d+\]:|[Qq](?:uestion)?\s*\d*\s*[:.)]"  # [Speaker 2]:  Question:  Q3.
     rf"|\d{{1,3}}(?:\.\d{{1,2}})?\s*[.)](?=\s|[A-Za-z\"'.]|{_AGE})"  # 71.  64.9.  21.45-year-old

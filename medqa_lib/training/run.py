@@ -120,7 +120,8 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
 
 def describe_run(experiment: Experiment, model, counts: dict, verdict: str, plan) -> list[str]:
     """What will be trained, in lines for the log."""
-    return [f"{experiment.name}: {experiment.max_steps} steps of {experiment.total_batch_size} rows, "
+    rows = min(experiment.total_batch_size, counts["kept"])
+    return [f"{experiment.name}: {experiment.max_steps} steps of {rows} rows, "
             f"learning rate {experiment.learning_rate:g} ({experiment.lr_scheduler_type}), "
             f"labels {experiment.label_policy}",
             "Training rows: " + ", ".join(f"{name} {number:,}" for name, number in counts.items()),

@@ -108,6 +108,31 @@ def test_merge_sources_refuses_unknown_and_unusable_sources():
         merge_sources({"medquad": empty})
 
 
+def test_merge_sources_reads_options_as_python_literals_as_to_csv_writes_them(pairs, tmp_path):
+    frames = load_sources(sources.SAMPLE_DIR)
+    options = frames["afrimedqa"]["answer_options"].map(lambda cell: json.loads(cell) if "}" in cell else cell)
+    with_gap = options.map(lambda cell: {**cell, "option9": float("nan")} if isinstance(cell, dict) else cell)
+    for parsed in (options, with_gap):
+        for changed in (parsed, parsed.map(str), parsed.map(lambda cell: json.dumps(cell) if cell else "")):
+            found = merge_sources(frames | {"afrimedqa": frames["afrimedqa"].assign(answer_options=changed)})
+            pd.testing.assert_frame_equal(found, pairs)
+
+
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("answer_options", lambda cell: cell.replace('": "', '" - "')),
+        ("answer_options", lambda cell: "; ".join(json.loads(cell).values()) if "}" in cell else cell),
+        ("correct_answer", lambda cell: cell.replace("option", "")),
+    ],
+)
+def test_merge_sources_stops_where_a_whole_kind_of_rows_cannot_be_read(column, change):
+    frames = load_sources(sources.SAMPLE_DIR)
+    frame = frames["afrimedqa"]
+    with pytest.raises(ValueError, match="multiple-choice rows cannot be read.*option2"):
+        merge_sources(frames | {"afrimedqa": frame.assign(**{column: frame[column].map(change)})})
+
+
 def test_split_pairs_of_the_sample_has_the_pinned_hashes(pairs):
     assert {by: hash_splits(split_pairs(pairs, by=by)) for by in ("group", "random")} == SAMPLE_SHA256
 

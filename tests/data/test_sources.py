@@ -5,6 +5,7 @@ import io
 import json
 import zipfile
 
+import pandas as pd
 import pytest
 from datasets import Dataset
 
@@ -66,13 +67,46 @@ def test_load_sources_takes_one_source_alone_and_says_so(folder, capsys, name):
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("medquad.csv", "MedQuAD.csv"),
+        ("afrimedqa_v2_x.csv", "afri_med_qa_15k_v2.5_phase_2_15275.csv"),
+        ("afrimedqa_v2_x.csv", "Afri-MedQA.CSV"),
+        ("afrimedqa_v2_x.csv", "afrimedqa.parquet"),
+        ("medquad.csv", "medQuad.jsonl"),
+    ],
+)
+def test_load_sources_knows_the_files_by_the_names_that_their_publishers_give(folder, old, new):
+    expected = merge_sources(load_sources(folder))
+    frame = pd.read_csv(folder / old, dtype=str)
+    (folder / old).rename(folder / new)
+    if new.endswith("parquet"):
+        frame.to_parquet(folder / new)
+    elif new.endswith("jsonl"):
+        frame.to_json(folder / new, orient="records", lines=True)
+    pd.testing.assert_frame_equal(merge_sources(load_sources(folder)), expected)
+
+
+def test_load_sources_takes_headers_in_any_case_and_no_focus_area(folder, capsys):
+    (folder / "medquad.csv").write_text(MEDQUAD.replace("question", " Question").replace("answer", "ANSWER"))
+    assert load_sources(folder)["medquad"]["answer"].tolist() == ["Gout is a disease of joints."]
+    (folder / "medquad.csv").write_text("question,answer\nWhat is gout?,Gout is a disease of joints.\n")
+    assert load_sources(folder)["medquad"]["focus_area"].tolist() == [""]
+    assert "focus_area" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("content", "word"),
     [
-        (b"", "CSV"),
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n", "git-lfs"),
+        (b"<!DOCTYPE html><html>Log in</html>", "web page"),
+        (b"\x7fELF\0\0\1\0", "no table"),
+        ("question,answer,focus_area\nM\u00e9,\u00e9\u00e8,x\n".encode() + b"a\xe9,b,c\n", "damaged in line 3"),
         (b"question,answer,focus_area\n", "no row"),
         (b"question,reply\nWhat?,That.\n", "answer, focus_area"),
-        ("question,answer,focus_area\nM\u00e9ni\u00e8re?,x,y\n".encode("latin-1"), "0xe9"),
-        (b'question,answer,focus_area\n"What?,x,y\n', "CSV"),
+        ("question,answer,focus_area\nM\u00e9ni\u00e8re?,x,y\n".encode("latin-1") + b"\xff\xfe\x80", "line 2"),
+        (b'question,answer,focus_area\n"What?,x,y\n', "EOF inside string"),
         (b"question,answer,focus_area\na,b,c,d,e\nf,g,h,i,j\n", "more cells"),
         (b"question,answer,focus_area\na,b,c\nf,g,h,i,j\n", "line 3"),
     ],
@@ -93,10 +127,10 @@ def test_load_sources_reports_a_file_that_is_cut_off(folder):
 
 
 def test_load_sources_reports_missing_and_doubled_files(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="medquad.csv.*MEDQA_DATA_DIR"):
+    with pytest.raises(FileNotFoundError, match="nowhere.*medquad.csv"):
         load_sources(tmp_path / "nowhere")
     (folder / "afrimedqa_v2_y.csv").write_text(AFRIMEDQA)
-    with pytest.raises(FileNotFoundError, match="2 files afrimedqa_v2"):
+    with pytest.raises(FileNotFoundError, match="2 files like afrimedqa_v2"):
         load_sources(folder)
 
 

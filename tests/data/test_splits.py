@@ -165,11 +165,22 @@ def test_split_pairs_refuses_what_it_cannot_split():
         split_pairs(many_pairs().drop(columns="choices"))
 
 
-def test_split_pairs_refuses_to_leave_a_split_empty():
-    with pytest.raises(ValueError, match="3 pairs.*validation, test"):
-        split_pairs(make_pairs([{"group": "a"}] * 3))
-    with pytest.raises(ValueError, match="30 pairs in 1 group"):
-        split_pairs(make_pairs([{"group": "a"}] * 30))
+@pytest.mark.parametrize("sizes", [[1000], [500, 500], [8, 1]])
+def test_split_pairs_says_that_it_needs_three_groups(sizes):
+    rows = [{"group": f"g{i}"} for i, size in enumerate(sizes) for _ in range(size)]
+    with pytest.raises(ValueError, match=f"All {sum(sizes)} pairs are in {len(sizes)} group.*expected 3"):
+        split_pairs(make_pairs(rows))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [([300, 400, 300], [400, 300, 300]), ([9, 9, 9, 9], [18, 9, 9]), ([1] * 3, [1] * 3)]
+)
+def test_split_pairs_holds_out_the_smallest_groups_if_all_are_larger_than_a_tenth(sizes, expected):
+    rows = [{"group": f"g{i}"} for i, size in enumerate(sizes) for _ in range(size)]
+    result = split_pairs(make_pairs(rows))
+    assert [result[name].num_rows for name in SPLITS] == expected
+    groups = [set(split["group"]) for split in result.values()]
+    assert len(set.union(*groups)) == sum(map(len, groups)) == len(sizes)
 
 
 def test_hash_splits_is_the_sha256_of_one_json_line_a_row():

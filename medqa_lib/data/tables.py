@@ -1,0 +1,129 @@
+"""A file as a table. What kind of file it is shows in its first bytes, whatever its name ends with."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import json
+from pathlib import Path
+
+import pandas as pd
+from charset_normalizer import from_bytes
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx", ".xls", ".gz")
+BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+        codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # UTF-32 begins as UTF-16 does
+CODE_PAGES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp874", "koi8_r",
+              "gb18030", "big5", "cp932", "cp949"]  # what Excel writes as "CSV", by country
+WESTERN = set("àáâãäåæçèéêëìíîïñòóôõöøœßúùûüÿ¡¿«»°·±µ½€£§‘’“”„–—…\u00a0")
+AS_UTF8 = "save it as UTF-8 (in Excel: CSV UTF-8), or read it with pandas and pass the DataFrame"
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The rows of a CSV (any delimiter), Excel, Parquet, JSON or JSON Lines file, packed or not.
+
+    Cells of text files stay text: "None" and "007" are what they are.
+
+    Raises:
+        ValueError: names the file, what is wrong with it and what to do.
+    """
+    try:
+        frame = parse_table(path.read_bytes())
+    except ImportError:
+        raise ValueError(f"{path} is an Excel file, for which pandas needs a package that is not installed: "
+                         "pip install openpyxl (.xls: xlrd), or save it as CSV UTF-8.") from None
+    except Exception as error:  # pandas, pyarrow, zipfile, gzip and json each raise their own
+        reason = " ".join(str(error).split())[:300] or "it is cut"
+        raise ValueError(f"{path} cannot be read: {reason}") from None
+    frame.attrs["origin"] = path.name
+    if frame.empty:
+        raise ValueError(f"{path} has no row below the header.")
+    return frame
+
+
+def parse_table(content: bytes) -> pd.DataFrame:
+    """The table in the content of a file."""
+    if content.startswith(b"\x1f\x8b"):
+        return parse_table(gzip.decompress(content))
+    if content.startswith(b"PAR1"):
+        return pd.read_parquet(io.BytesIO(content))
+    if content.startswith((b"PK", b"\xd0\xcf\x11\xe0")):
+        return pd.read_excel(io.BytesIO(content), dtype=str, keep_default_na=False)
+    text = decode(content)
+    start = text[:500].lstrip().lower()
+    if not start:
+        raise ValueError("it is empty.")
+    if start.startswith("version https://git-lfs"):
+        raise ValueError("it is a git-lfs pointer, not the file: run git lfs pull, or download it again.")
+    if start.startswith(("<!doctype", "<html")):
+        raise ValueError("it is a web page, not a table: download the file itself.")
+    return parse_json(text) if start[0] in "[{" else parse_csv(text)
+
+
+def decode(content: bytes) -> str:
+    """Text in UTF-8, UTF-16, UTF-32 or, if only one of CODE_PAGES fits, in that, which is then printed."""
+    for bom, encoding in BOMS.items():
+        if content.startswith(bom):
+            return content.decode(encoding)
+    even, odd = content[:400:2].count(0), content[1:400:2].count(0)
+    if even + odd > 20 and 0 in (even, odd):  # UTF-16 without a mark: every other byte of ASCII is 0
+        return content.decode("utf-16-be" if even else "utf-16-le")
+    if even + odd:
+        raise ValueError("it is no table; expected CSV, TSV, Excel, Parquet, JSON or JSON Lines.")
+    text = content.decode("utf-8", "replace")
+    if "\ufffd" not in text:
+        return text
+    odd = [character for character in text if not character.isascii()]
+    line = text.count("\n", 0, text.index("\ufffd")) + 1
+    if 2 * odd.count("\ufffd") < len(odd):
+        raise ValueError(f"it is UTF-8 but damaged in line {line}: export it again.")
+    found = [one for one in from_bytes(content, cp_isolation=CODE_PAGES) if one.chaos < 0.05]
+    best = [one for one in found if (one.chaos, one.coherence) == (found[0].chaos, found[0].coherence)]
+    if len(best) > 1:  # western pages differ in few letters
+        best = [one for one in best if "cp1252" in one.could_be_from_charset
+                and all(letter.isascii() or letter.lower() in WESTERN for letter in str(one))]
+    if not best:
+        raise ValueError(f"line {line} is not UTF-8, and its encoding cannot be told: {AS_UTF8}.")
+    print(f"The file is not UTF-8; read as {best[0].encoding}. If letters look wrong, {AS_UTF8}.")
+    return str(best[0])
+
+
+def parse_json(text: str) -> pd.DataFrame:
+    """Records: a list, a line each, by column, or the one list in an object such as {"data": [...]}."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = [json.loads(line) for line in text.split("\n") if line.strip()]
+    if isinstance(found, dict):
+        nested = [value for value in found.values() if isinstance(value, (list, dict))]
+        records = nested[0] if len(nested) == 1 and isinstance(nested[0], list) else found
+        found = records if nested else [found]
+    return pd.DataFrame(found)
+
+
+def parse_csv(text: str) -> pd.DataFrame:
+    """Rows of text cells, cut by the character that cuts the first rows into equal numbers of cells."""
+    if text.startswith("sep=") and text[5:6] in "\r\n":  # Excel's hint
+        mark, text = text[4], text.partition("\n")[2]
+    else:
+        mark = find_delimiter(text)
+    frame = pd.read_csv(io.StringIO(text), sep=mark, dtype=str, keep_default_na=False)
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus cells for row names
+        raise ValueError("the rows have more cells than the header.")
+    return frame
+
+
+def find_delimiter(text: str) -> str:
+    """The character of the header that gives most rows as many cells as the header has."""
+    lines = list(itertools.islice(io.StringIO(text), 200))
+    marks = dict.fromkeys(",;\t|" + "".join(lines[0].split()))
+    fits = {}
+    for mark in marks:
+        if not mark.isalnum() and mark not in "\"'_-.?()":
+            widths = [len(row) for row in csv.reader(lines, delimiter=mark) if row]
+            is_prose = f"{mark} " in lines[0]  # as in the header "Question, in English;Answer"
+            fits[mark] = (widths[0] > 1, widths.count(widths[0]) / len(widths), not is_prose, widths[0])
+    return max(fits, key=fits.get)
