@@ -76,7 +76,7 @@ def compare_many(base_scores: pd.DataFrame, runs: dict[str, pd.DataFrame],
 
 def compare_slices(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame,
                    metrics: Sequence[str] | None = None) -> pd.DataFrame:
-    """`compare_runs` by source, kind of question and length of the reference (column `slice`); Holm over all."""
+    """`compare_runs` by source, kind of question and length of reference (column `slice`); Holm over all."""
     tuned_scores, words = _align_questions(base_scores, tuned_scores), base_scores["reference_words"]
     masks = {name: base_scores["source"] == name for name in sorted(base_scores["source"].unique())}
     if "mcq_asked" in base_scores:

@@ -14,6 +14,7 @@ from medqa_lib.reasons import hub_reason, try_again
 
 CONFIG, WEIGHTS, PARITY = "adapter_config.json", "adapter_model.safetensors", "parity.csv"
 PUBLISHED = [CONFIG, WEIGHTS, PARITY, "README.md", "tokenizer.json", "tokenizer_config.json", "*.jinja"]
+STUDY = Path(__file__).parents[2] / "assets" / "adapters"
 PREFERRED = ("exp_005", "exp_004")  # exp_001 to 003 learned labels that are shifted twice, to show the bug
 # What others know a model by that this project does not take from the Hub.
 PUBLIC_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct", "smoke-llama": "smoke-llama-1"}
@@ -30,13 +31,17 @@ def find_adapters(source: str | Path | None = None, profile: Profile | None = No
 
     Args:
         source: a folder with adapters, also in subfolders, or a Hub repository (model or Space) by name or
-            address. None: the adapters of this profile's runs under `home_dir()`.
+            address. None: the adapters of this profile's runs under `home_dir()`, without any those of
+            the published study.
     Returns:
-        Name -> folder; empty only if source is None and nothing has been trained.
+        Name -> folder; empty only if source is None and there is nothing for this base model.
     Raises:
         ValueError: there is no adapter in what source names.
     """
-    root = Path(source or home_dir() / "adapters" / (profile or current_profile()).model_slug).expanduser()
+    slug = (profile or current_profile()).model_slug
+    root = Path(source or home_dir() / "adapters" / slug).expanduser()
+    if source is None and not any(root.rglob(CONFIG)):
+        root = STUDY / slug
     if source is not None and not root.exists():
         root = _download_adapters(str(source))
     found = {}
@@ -83,7 +88,8 @@ def load_adapters(model, adapters: dict[str, Path]):
     for name, folder in adapters.items():
         config, here = PeftConfig.from_pretrained(str(folder)), model.config._name_or_path
         base = config.base_model_name_or_path or ""
-        if Path(base).name.lower() != Path(here).name.lower():  # a local copy, or another owner's
+        known = {Path(name).name.lower() for name in (here, public_name())}
+        if Path(base).name.lower() not in known:
             raise ValueError(f"Adapter {name} was trained on {base!r}; the base model here is {here!r}. Set "
                              "MEDQA_MODEL to the model it was trained on, or choose another adapter.")
         if config.peft_type != "LORA":
