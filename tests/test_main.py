@@ -92,7 +92,8 @@ def test_list_marks_the_default_notebooks(monkeypatch, capsys):
 def test_ctrl_c_ends_kernel_and_runner(write_notebooks, tmp_path):
     folder = write_notebooks(_00_a=[f"open({str(tmp_path / 'pid')!r}, 'w').write(str(__import__('os').getpid()))\n"
                                     "__import__('time').sleep(60)"])
-    script = f"from medqa_lib import __main__ as m; m.NOTEBOOKS = m.Path({str(folder)!r}); m.sys.exit(m.main([]))"
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
+    script += f"from medqa_lib import __main__ as m; m.NOTEBOOKS = m.Path({str(folder)!r}); m.sys.exit(m.main([]))"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
