@@ -101,6 +101,11 @@ def _from_pretrained(auto_class, path: str, **options):
     return loaded
 
 
+def context_length(model: PreTrainedModel) -> int:
+    """How many tokens the model reads at once: what its configuration says, or 2**20."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**20
+
+
 @torch.no_grad()
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Stop before hours are spent on a model and a tokenizer that cannot be trained or evaluated.

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from medqa_lib import model, standin
-from medqa_lib.config import PROFILES, LoraSettings
+from medqa_lib.config import EXPERIMENTS, PROFILES, LoraSettings
 from medqa_lib.training.plan import plan_training
 
 ROOT, WEIGHTS = Path(__file__).parents[1], "model.safetensors"
@@ -242,3 +242,25 @@ def test_a_bug_keeps_its_traceback(capsys):
     with pytest.raises(SystemExit) as stop, user_errors():
         standin.fetch_encoder("no such encoder")
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_rows_beyond_the_context_are_cut_and_left_out_in_training_and_evaluation(tmp_path, monkeypatch):
+    """GPT-2 has no position 128: a row beyond it would be an index error in the middle of a run."""
+    from datasets import Dataset, DatasetDict
+
+    from medqa_lib.evaluation.run import run_base
+    from medqa_lib.training import run_experiment
+
+    folder = tmp_path / "short"
+    GPT2LMHeadModel(GPT2Config(vocab_size=258, n_embd=16, n_layer=1, n_head=2, n_positions=128, eos_token_id=1)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(standin.model_path(PROFILES["smoke"])).save_pretrained(folder)
+    profile = dataclasses.replace(PROFILES["smoke"], model=str(folder), max_length=512)
+    rows = [(f"What is disease {i}?", "It passes. " * (2 + 30 * (i % 2))) for i in range(8)]
+    columns = {"question": [q for q, _ in rows], "answer": [a for _, a in rows], "group": list("abcdefgh")}
+    split = Dataset.from_dict(columns | {name: [""] * 8 for name in ("source", "choices", "focus_area")})
+    splits = DatasetDict(train=split, validation=split, test=split)
+    untuned = run_base(splits, profile, tmp_path / "home")
+    lora = LoraSettings(target_modules=("c_attn",))
+    experiment = dataclasses.replace(EXPERIMENTS["exp_004"], name="short", lora=lora)
+    tuned = run_experiment(experiment, splits, profile, tmp_path / "home")
+    assert untuned.metrics["n_validation"] == tuned.metrics["n_validation"] == 8

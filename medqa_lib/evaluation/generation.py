@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from medqa_lib.evaluation.answers import Answer, AnswerStore
+from medqa_lib.model import context_length
 from medqa_lib.prompts import encode_prompt
 
 try:
@@ -54,6 +55,11 @@ def generate_records(model, tokenizer, questions: list, max_new_tokens: int = 25
         torch.OutOfMemoryError: a single question does not fit.
     """
     prompts = [tuple(encode_prompt(tokenizer, each) if isinstance(each, str) else each) for each in questions]
+    room = context_length(model) - max_new_tokens if model is not None else None
+    if room and any(len(prompt) > room for prompt in prompts):
+        print(f"{sum(len(prompt) > room for prompt in prompts)} prompts do not fit into the model's context: "
+              f"of each the last {room} tokens are read.")
+        prompts = [prompt[-room:] for prompt in prompts]
     settings = {"greedy": True, "max_new_tokens": max_new_tokens, "eos": tokenizer.eos_token_id}
     state = PartialState(cpu=not torch.cuda.is_available())
     mine = sorted(dict.fromkeys(prompts), key=len, reverse=True)[state.process_index::state.num_processes]

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from medqa_lib.labels import IGNORE_INDEX, encode_example
+from medqa_lib.model import context_length
 
 MAX_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 MAX_LOGITS = 2**25  # 0.25 GB in float64
@@ -50,7 +51,7 @@ def score_options(model, tokenizer, questions: Sequence[str], choices: Sequence[
     """
     table = pd.DataFrame(0.0, range(len(questions)), ["mcq_asked", "mcq_correct", "mcq_chance"])
     asked = {row: json.loads(choice) for row, choice in enumerate(choices) if choice}
-    limit = model.config.max_position_embeddings
+    limit = context_length(model)
     losses, _ = sum_answer_losses(model, [
         encode_example(tokenizer, questions[row], option, limit, policy="no_eos", truncation="drop")
         for row, choice in asked.items() for option in choice["options"]])

@@ -22,7 +22,7 @@ from medqa_lib.evaluation.generation import generate_records
 from medqa_lib.evaluation.lock import lock_run
 from medqa_lib.evaluation.results import RunResult
 from medqa_lib.labels import UNUSABLE, encode_split
-from medqa_lib.model import check_model, load_base_model, load_merged, load_tokenizer
+from medqa_lib.model import check_model, context_length, load_base_model, load_merged, load_tokenizer
 
 # Written for this project, none of them from a data set: each run's answers to them may be shown.
 SAMPLE_QUESTIONS = (
@@ -85,9 +85,9 @@ def result_identity(experiment: Experiment | None, profile: Profile, splits) -> 
     return results.run_identity(experiment, profile, hash_splits(splits))
 
 
-def encode_validation(tokenizer, validation, profile: Profile):
+def encode_validation(tokenizer, validation, profile: Profile, context: int = 2**20):
     """Validation rows with correct labels, whatever policy a run trains on: this loss compares all runs."""
-    limit = profile.max_length or 512
+    limit = min(profile.max_length or 512, context)
     encoded, counts = encode_split(tokenizer, sample_rows(validation, profile.validation_pairs), limit)
     lost = [f"{counts[name]} ({reason})" for name, reason in UNUSABLE.items() if name in counts]
     if lost and is_main_process():
@@ -160,11 +160,14 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test) -> tuple[dic
     base = load_base_model(profile)
     check_model(base, tokenizer)
     model = load_merged(adapter_dir, profile, base)
-    validation = encode_validation(tokenizer, context.splits["validation"], profile)
+    validation = encode_validation(tokenizer, context.splits["validation"], profile, context_length(base))
     loss = likelihood.completion_loss(model, validation)
+    if not math.isfinite(loss):
+        raise ValueError(f"The validation loss of {context.name} is {loss}: no results are saved.")
     answers = generate_records(model, tokenizer, [*questions, *SAMPLE_QUESTIONS], profile.max_new_tokens,
                                context.answers(adapter_dir))
-    numbers = {"validation_loss": loss, "perplexity": math.exp(loss), "n_validation": len(validation)}
+    numbers = {"validation_loss": loss, "perplexity": math.exp(min(loss, 700)),
+               "n_validation": len(validation)}
     return numbers, answers, likelihood.score_options(model, tokenizer, questions, list(test["choices"]))
 
 

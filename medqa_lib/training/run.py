@@ -24,7 +24,14 @@ from medqa_lib.evaluation.run import (
     run_base,
 )
 from medqa_lib.labels import audit_policy, encode_split, make_collator, require_policy
-from medqa_lib.model import add_lora, check_model, load_base_model, load_tokenizer, trainable_share
+from medqa_lib.model import (
+    add_lora,
+    check_model,
+    context_length,
+    load_base_model,
+    load_tokenizer,
+    trainable_share,
+)
 from medqa_lib.training import plan as planning
 from medqa_lib.training import trainer as training
 from medqa_lib.training.checkpoints import checkpoint_folders
@@ -83,9 +90,10 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     """
     tokenizer, model = load_tokenizer(profile), load_base_model(profile)
     check_model(model, tokenizer)
-    train, counts = encode_split(tokenizer, splits["train"], experiment.max_length, experiment.label_policy,
-                                 experiment.truncation)
-    validation = encode_validation(tokenizer, splits["validation"], profile)
+    context = context_length(model)
+    train, counts = encode_split(tokenizer, splits["train"], min(experiment.max_length, context),
+                                 experiment.label_policy, experiment.truncation)
+    validation = encode_validation(tokenizer, splits["validation"], profile, context)
     validation = validation.select(range(min(VALIDATION_PAIRS_WHILE_TRAINING, len(validation))))
     collator = make_collator(tokenizer, experiment.label_policy, experiment.max_length)
     report = audit_policy(model, tokenizer, train, collator)
