@@ -37,7 +37,7 @@ def user_errors() -> Iterator[None]:
         ours = Path(last.filename).is_relative_to(Path(__file__).parent) and last.line.startswith("raise ")
         if not ours and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
             raise
-        print(error, file=sys.stderr)
+        print("; ".join(map(str.strip, str(error).splitlines())), file=sys.stderr)
         sys.exit(2)
 
 

@@ -37,6 +37,7 @@ from medqa_lib.training import trainer as training
 from medqa_lib.training.checkpoints import checkpoint_folders
 from medqa_lib.training.session import CheckpointSession
 
+UNTUNED = {"base": "group", "base_random": "random"}  # name of the untuned model's run -> its split
 VALIDATION_PAIRS_WHILE_TRAINING = 400  # the curve needs fewer than the final figure, which uses all
 
 
@@ -168,14 +169,12 @@ def main() -> None:
                         help="for example exp_004; `base` and `base_random` evaluate the untuned model")
     names = parser.parse_args().experiments
     make_home()
-    for name in names:
-        if not name.startswith("base"):
+    for name in names:  # all of them before the first one takes an hour
+        if name not in UNTUNED:
             get_experiment(name)
     for name in names:
-        if name.startswith("base"):
-            run = run_base(prepare_splits(by="random") if name == "base_random" else None, name=name)
-        else:
-            run = run_experiment(name)
+        untuned = name in UNTUNED
+        run = run_base(prepare_splits(by=UNTUNED[name]), name=name) if untuned else run_experiment(name)
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"{name}: validation loss {run.metrics['validation_loss']:.4f}, results in {run.folder}")
     if torch.distributed.is_initialized():
