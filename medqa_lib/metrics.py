@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import regex
 from tqdm import tqdm
 
 HIGHEST_GRADE = 24.0  # an answer without a full stop is one endless sentence: grade 8,811 was seen
@@ -42,6 +43,10 @@ METRICS = {
     "flesch_kincaid": ("Flesch-Kincaid (grade)", 0),
     "smog": ("SMOG (grade)", 0),
 }
+# They read English alone. ROUGE takes words of other scripts whole; where no spaces part them, characters.
+LATIN_ONLY = ("bertscore_f1", "flesch_kincaid", "smog")
+_WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+")
+_SPACELESS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 # Metric -> the columns that are summed over examples first; any other metric is the mean of its own column.
 CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "length_ratio": ("words", "reference_words"),
                   "mcq_accuracy": ("mcq_correct", "mcq_asked")}
@@ -59,6 +64,7 @@ def score_answers(predictions: Sequence[str], references: Sequence[str],
         stopped: N flags, whether the model ended the answer with EOS; they add `eos_rate`.
     Returns:
         N rows: the columns of METRICS; for those of CORPUS_METRICS the columns that are summed instead.
+        LATIN_ONLY are left out, with a line, where most letters of the references are others.
     Raises:
         ValueError: the lengths differ, or the encoder is unknown.
         RuntimeError: the encoder can be neither downloaded nor found in the cache.
@@ -66,17 +72,24 @@ def score_answers(predictions: Sequence[str], references: Sequence[str],
         >>> score_answers(["Rest and fluids"], ["Rest, fluids"]).loc[0, "rouge1"]
         0.8
     """
+    letters = [letter.isascii() for text in references for letter in text if letter.isalpha()]
+    is_latin = 2 * sum(letters) >= len(letters)
+    if not is_latin:
+        print("The references are not in Latin letters: BERTScore and readability are left out.")
+    predictions, references, questions = (texts and [_SPACELESS.sub(r" \g<0> ", text) for text in texts]
+                                          for texts in (predictions, references, questions))
     pairs = list(zip(predictions, references, strict=True))
     bar = tqdm(pairs, "scoring", unit="answer", leave=False, file=sys.stdout, disable=len(pairs) < 200)
-    scores = pd.DataFrame([_score_pair(prediction, reference) for prediction, reference in bar])
-    if encoder:
+    scores = pd.DataFrame([_score_pair(*pair, is_latin) for pair in bar])
+    if encoder and is_latin:
         scores["bertscore_f1"] = _score_bert(pairs, encoder)
     if questions is not None:
         scores["question_copy_share"] = [_share_copied(answer, question) for answer, question
                                          in zip(predictions, questions, strict=True)]
     if stopped is not None:
         scores["eos_rate"] = list(map(float, stopped))
-    return scores[[name for name in (*METRICS, "reference_words", *BLEU_COLUMNS) if name in scores]]
+    return scores[[name for name in (*METRICS, "reference_words", *BLEU_COLUMNS)
+                   if name in scores and (is_latin or name not in LATIN_ONLY)]]
 
 
 def corpus_metrics(*args, **kwargs) -> dict[str, float]:
@@ -125,14 +138,14 @@ def bleu_from_statistics(statistics: np.ndarray) -> np.ndarray:
     return np.where(defined, 100 * brevity * np.exp(np.log(precision).mean(axis=-1)), 0.0)
 
 
-def _score_pair(prediction: str, reference: str) -> dict[str, float]:
+def _score_pair(prediction: str, reference: str, is_latin: bool) -> dict[str, float]:
     import textstat
 
     words = prediction.split()
     bleu = _bleu_scorer().sentence_score(prediction, [reference])
     statistics = (bleu.sys_len, bleu.ref_len, *bleu.counts, *bleu.totals)
     return {
-        **_score_rouge(prediction, reference),
+        **_score_rouge(*map(_rouge_tokenizer() if is_latin else _WORD.findall, (prediction, reference))),
         "token_f1": _score_token_f1(prediction, reference),
         "repeated_4gram_share": _share_repeated(words),
         "words": len(words), "reference_words": len(reference.split()),
@@ -159,9 +172,8 @@ def _rouge_tokenizer():
     return lambda text: tokenize.tokenize(text, stemmer)
 
 
-def _score_rouge(prediction: str, reference: str) -> dict[str, float]:
+def _score_rouge(tokens: Sequence[str], others: Sequence[str]) -> dict[str, float]:
     """F1 of shared words, pairs of words and of the longest common subsequence, as in rouge_score."""
-    tokens, others = map(_rouge_tokenizer(), (prediction, reference))
     scores = {f"rouge{n}": _f1(_list_ngrams(tokens, n), _list_ngrams(others, n)) for n in (1, 2)}
     common = count_common_subsequence(tokens, others)
     return scores | {"rougeL": 2 * common / max(1, len(tokens) + len(others))}

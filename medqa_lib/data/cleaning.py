@@ -45,7 +45,6 @@ class Row(NamedTuple):
 
 RowStep = Callable[[Row], Row | None]
 
-
 # --- steps on one row ---------------------------------------------------------------------------------------
 
 

@@ -25,9 +25,6 @@ def pairs_from(source: str | Path | pd.DataFrame, question: str | None = None, a
 
     Rows are in one group if they share the question, the answer (or nearly so, or one contains the other) or
     the value in column `group`. Columns that are not named are guessed, and the guess is printed.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; it cannot be read, lacks a column or has under ten pairs.
     """
     frame = source if isinstance(source, pd.DataFrame) else find_table(source)
     name = frame.attrs.get("origin", "DataFrame")
@@ -46,18 +43,16 @@ def pairs_from(source: str | Path | pd.DataFrame, question: str | None = None, a
     return make_pairs(rows, funnel, contained=True)
 
 
-def find_columns(frame: pd.DataFrame, question: str | None, answer: str | None,
-                 group: str | None) -> list[str]:
+def find_columns(frame: pd.DataFrame, question: str | None, answer: str | None, group: str | None) -> list:
     """The columns of questions and answers: as named, else by a usual name in any case, else the only two."""
     names = {str(name).strip().lower(): name for name in frame.columns}
     guesses = [next((names[name] for name in usual if name in names), None) for usual in USUAL_NAMES]
-    if None in guesses and len(names) == 2:
-        guesses = list(names.values())
-    found = [guess if name is None else name for name, guess in zip((question, answer), guesses, strict=True)]
-    missing = [name or kind for name, kind in zip((*found, group), ("question", "answer", ""), strict=True)
-               if (name or kind) and name not in frame.columns]
-    if missing:
-        raise ValueError(f"There is no column {' and no column '.join(map(str, missing))}; the columns are "
+    if len(names) == 2:
+        rest = [name for name in names.values() if name not in guesses]
+        guesses = [rest.pop(0) if guess is None else guess for guess in guesses]
+    found = [question or guesses[0] or "question", answer or guesses[1] or "answer"]
+    if missing := [str(name) for name in (*found, group) if name and name not in frame]:
+        raise ValueError(f"There is no column {' or '.join(missing)}; the columns are "
                          f"{', '.join(map(str, frame.columns[:20]))}. Name them: question=..., answer=...")
     return found
 

@@ -31,8 +31,6 @@ def merge_sources(sources: dict[str, pd.DataFrame]) -> pd.DataFrame:
         columns question, answer, source ("medquad" or "afrimedqa"), group (id of the leakage group), choices
         (JSON of a multiple-choice question's options and correct one, or ""), focus_area (MedQuAD's disease).
         `.attrs["funnel"]`: per cleaning step a dict of step, rows, removed, changed; kept + removed = raw.
-    Raises:
-        ValueError: a source is unknown, a needed column is missing, or no pair is left.
     """
     if list(sources) == ["own"]:
         return pairs_from(sources["own"])
@@ -81,12 +79,7 @@ def save_splits(splits: DatasetDict, folder: str | Path, about: dict | None = No
 
 
 def load_splits(folder: str | Path) -> DatasetDict:
-    """Saved splits, if their content still has the hashes of their manifest.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: the folder is incomplete or damaged.
-    """
+    """Saved splits; a ValueError if the folder is incomplete or no longer has the hashes of its manifest."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"There are no saved splits in {folder}; make them with prepare_splits().")
     try:

@@ -33,11 +33,6 @@ def load_sources(data_dir: str | Path | None = None) -> dict[str, pd.DataFrame]:
 
     From `data_dir` or `config.data_dir()` (a folder with one or both files; or rows of your own: a table or
     OWNER/NAME on the Hub), else in the profile `gpu` from Kaggle and the Hub, else from the bundled sample.
-
-    Raises:
-        FileNotFoundError: the folder holds neither file, or two of one source.
-        ValueError: a file cannot be read or lacks a needed column.
-        RuntimeError: a download failed; the message says why and what to do.
     """
     chosen = data_dir or config.data_dir()
     if not chosen and config.current_profile().name == "gpu":
@@ -97,8 +92,6 @@ def check_source(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if missing := [column for column in REQUIRED[name] if column not in frame]:
         raise ValueError(f"{origin}: no column {', '.join(missing)}; expected {', '.join(REQUIRED[name])}. "
                          f"It has {', '.join(map(str, frame.columns[:20])) or 'none'}.")
-    if frame.empty:
-        raise ValueError(f"{origin}: no row below the header.")
     return frame
 
 

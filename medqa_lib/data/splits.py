@@ -156,9 +156,6 @@ def split_pairs(pairs: pd.DataFrame, seed: int = 42, by: str = "group") -> Datas
     """Split 80/10/10 by leakage group, or row by row (`by="random"`), as we assume the original report did.
 
     Rows of a split are in an order that the seed decides, so its first n rows are a random sample of it.
-
-    Raises:
-        ValueError: `by` is neither, a column of `merge_sources` is missing, or a split is left empty.
     """
     if by not in ("group", "random"):
         raise ValueError(f"Cannot split by {by!r}; expected 'group' or 'random'.")

@@ -156,11 +156,8 @@ def strip_echo(answer: str, question: str) -> str:
     return answer[echo.end():] if 2 * shared >= min(len(asked), len(repeated)) and shared else answer
 
 
-_LINKS_ONLY = re.compile(r"These resources (?:address|from)|Here are links")
-_URL = re.compile(r"(?:https?://|www\.)\S+")
-
-
 def has_only_links(answer: str) -> bool:
     """Whether the answer is a list of links and their titles."""
-    has_url = "http" in answer or "www." in answer
-    return bool(_LINKS_ONLY.match(answer)) or has_url and len(_URL.sub("", answer).split()) < 3
+    titles = answer.startswith(("These resources address", "These resources from", "Here are links"))
+    words = re.sub(r"(?:https?://|www\.)\S+", "", answer).split()
+    return titles or len(words) < min(3, len(answer.split()))

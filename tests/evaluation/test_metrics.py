@@ -62,6 +62,22 @@ def test_score_answers_equals_rouge_score(scores):
     assert 0.2 < scores["rougeL"].mean() < 0.9
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "shared"),
+    [
+        ("यह एक रोग है", "यह एक रोग है", 1),
+        ("что такое подагра", "что такое болезнь", 2 / 3),
+        ("多喝水", "多喝茶", 2 / 3),  # by character
+        ("የልብ ሕመም", "የልብ ሕመም", 1),
+    ],
+)
+def test_score_answers_leaves_out_what_cannot_read_the_script_and_says_so(capsys, answer, reference, shared):
+    scores = metrics.score_answers([answer], [reference], encoder="roberta-large")
+    assert scores["token_f1"][0] == scores["rouge1"][0] == scores["rougeL"][0] == pytest.approx(shared)
+    assert not set(metrics.LATIN_ONLY) & set(scores) and "BERTScore" in capsys.readouterr().out
+    assert metrics.summarize_scores(scores).keys() >= {"bleu", "token_f1", "length_ratio"}
+
+
 def test_score_answers_equals_textstat(scores):
     import textstat
 
