@@ -62,7 +62,7 @@ def find_table(source: str | Path) -> pd.DataFrame:
     if path.is_file():
         return read_table(path)
     if path.suffix.lower() in SUFFIXES or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
-        raise FileNotFoundError(f"There is no {path}; expected a table, or OWNER/NAME on the Hub, or in "
+        raise FileNotFoundError(f"{path} does not exist; expected a table, OWNER/NAME on the Hub, or in "
                                 f"MEDQA_DATA_DIR also a folder with {' or '.join(FILES.values())}.")
     try:
         return load_hub(str(source))
