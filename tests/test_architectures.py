@@ -1,18 +1,17 @@
-"""Eleven architectures, tiny and random, through the untuned evaluation and exp_004 of the command line: each ends, or says in a sentence why not."""
+"""Eleven architectures, tiny and random, through the untuned evaluation and exp_004: each ends, or says in a sentence why not."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import dataclasses
 
 import pytest
 import torch
 import transformers as t
 
-from medqa_lib import standin
+from medqa_lib import data, standin
 from medqa_lib.config import PROFILES
+from medqa_lib.evaluation.run import run_base
+from medqa_lib.training import run_experiment
 
-ROOT = Path(__file__).parents[1]
+SMOKE = PROFILES["smoke"]
 SIZES = {"vocab_size": 258, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 WINDOWED = SIZES | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 32}
@@ -33,32 +32,36 @@ REFUSED = {  # and the layers that PEFT offers instead
     "GPT2": (lambda: t.GPT2LMHeadModel(t.GPT2Config(**GPT2)), "c_attn"),
 }
 
-pytestmark = pytest.mark.slow  # each evaluates, trains and evaluates again in a process of its own
+pytestmark = pytest.mark.slow  # each is evaluated, trained and evaluated again
 
 
-def train(tmp_path, name, make):
-    folder = tmp_path / f"tiny-{name.lower()}"
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    return data.prepare_splits(home=tmp_path_factory.mktemp("splits"))
+
+
+def profile_of(make, folder):
+    """The smoke profile with this model in a folder of its own."""
     torch.manual_seed(0)
     make().save_pretrained(folder)
-    t.AutoTokenizer.from_pretrained(standin.model_path(PROFILES["smoke"])).save_pretrained(folder)
-    home = {"MEDQA_PROFILE": "smoke", "MEDQA_HOME": str(tmp_path / "home"), "MEDQA_MODEL": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "medqa_lib.training", "base", "exp_004"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | home, text=True, capture_output=True)
-    runs = {path.parent.name for path in (tmp_path / "home" / "results").glob("*/*/metrics.json")}
-    return done, runs
+    t.AutoTokenizer.from_pretrained(standin.model_path(SMOKE)).save_pretrained(folder)
+    return dataclasses.replace(SMOKE, model=str(folder))
 
 
 @pytest.mark.parametrize("name", TRAINS)
-def test_architecture_is_evaluated_and_trained(tmp_path, name):
-    done, runs = train(tmp_path, name, TRAINS[name])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert runs == {"base", "exp_004"}
+def test_architecture_is_evaluated_and_trained(splits, tmp_path, name):
+    profile = profile_of(TRAINS[name], tmp_path / name)
+    untuned = run_base(splits, profile, tmp_path)
+    tuned = run_experiment("exp_004", splits, profile, tmp_path)
+    assert tuned.metrics["trained_steps"] == 4 and tuned.metrics["trainable_parameters"] > 0
+    assert tuned.metrics["validation_loss"] != untuned.metrics["validation_loss"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_architecture_without_the_targets_is_refused_in_a_sentence(tmp_path, name):
+def test_architecture_without_the_targets_is_refused_in_a_sentence(splits, tmp_path, name):
     make, offered = REFUSED[name]
-    done, runs = train(tmp_path, name, make)
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode == 2 and runs == {"base"}, done.stderr[-3000:]
-    assert "q_proj" in lines[-1] and offered in lines[-1] and "Traceback" not in done.stderr
+    profile = profile_of(make, tmp_path / name)
+    run_base(splits, profile, tmp_path)
+    with pytest.raises(ValueError, match=f"q_proj.*{offered}") as error:
+        run_experiment("exp_004", splits, profile, tmp_path)
+    assert "\n" not in str(error.value)
