@@ -4,7 +4,7 @@ The gradient of a cross-entropy with respect to the logits of position t is w * 
 negative entry names the token that t is trained on, its size the weight w. Targets are compared with the ids
 that positions have read: offset 0 copies the newest one, +1 is the next token (correct), +2 the one after it.
 
-    audit_loss(model, batch)                     what the loss of a batch does, and what it does to any batch
+    audit_loss(model, batch)                     what the loss of a batch does
     audit_batches(dataset, collator, tokenizer)  what is supervised: prompt, answer, EOS, padding, by source
     AuditCallback(trainer)                       both at the start of a run; raises on an undeclared fault
     python -m medqa_lib.audit --model ID         from a command line (copied elsewhere: python audit.py ...)
@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import functools
 import inspect
 import itertools
 import json
 import math
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 import transformers
@@ -34,6 +32,7 @@ WORDS = {  # what the other names do not say by themselves
     "copy": "position t is trained on the token it has just read",
     "double_shift": "labels are shifted twice, position t is trained on token t + 2",
     "no_constant_offset": "targets are not their row's tokens at one offset",
+    "not_cross_entropy": "no position's log-probability explains the loss",
     "num_items_ignored": "micro-batches are not weighted by their tokens",
     "no_eos": "the end of an answer is never a target",
     "eos_mismatch": "the model does not stop at the tokenizer's EOS",
@@ -44,163 +43,168 @@ class AuditError(ValueError):
     """The faults found are not those declared; `faults` lists them."""
 
 
+def audit_loss(model, batch: dict, compute_loss=None) -> dict:
+    """Which token is each position's prediction compared with, and with what weight?
+
+    Args:
+        batch: a collator's: input_ids (B, T) or an encoder's input, labels, and what else the model takes.
+        compute_loss: a Trainer's method of that name; by default the model's own loss.
+    Returns:
+        offset, constant (every supervised position has it), padding_share (of padding, is a target),
+        leaks_across_rows (an example learns from another, or attends to it), ignores_minus_100,
+        normalisation ("tokens", "rows", "sum"), honours_num_items, faults, verdict. None: it cannot be told.
+    """
+    return _Loss(model, batch, compute_loss).judge()[0]
+
+
 class _Loss:
-    """The loss of variants of one batch as (B, T) targets and weights."""
+    """The loss of one batch and of variants of it, as a target and a weight for each position."""
 
     def __init__(self, model, batch, compute_loss=None):
         self.model, self.compute_loss = model, compute_loss
         self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        device = next((weight.device for weight in model.parameters()), "cpu")
-        self.batch = {key: value.to(device) if torch.is_tensor(value) else value
+        arguments = inspect.signature(self.base.forward).parameters
+        self.batch = {key: value.to(model.device) if torch.is_tensor(value) else value
                       for key, value in batch.items()}
-        accepted = inspect.signature(self.base.forward).parameters
-        self.fixed = {"use_cache": False} if "use_cache" in accepted else {}
-        self.key = "shift_labels" if batch.get("shift_labels") is not None else "labels"
+        self.batch |= {"use_cache": False} if "use_cache" in arguments else {}  # a cache hides position_ids
+        self.key = "shift_labels" if "shift_labels" in batch else "labels"
         self.labels, self.ids = self.batch[self.key], self.batch.get("input_ids")
-        same = self.ids is not None and self.ids.shape == self.labels.shape
-        self.decoder_only = same and "decoder_input_ids" not in accepted
-        told = self.batch if self.decoder_only else {"attention_mask": self.labels != IGNORE}
-        self.documents = _number_documents(told, self.labels)
+        self.decoder_only = self.ids is not None and "decoder_input_ids" not in arguments
+        self.documents = _number_documents(self.batch if self.decoder_only else {}, self.labels)
 
-    def observe(self, **changes) -> dict | None:
-        """targets, weights, logits, loss and embedded (what embeddings got) of the changed batch, or None."""
-        batch = {**self.batch, **self.fixed, **changes}
-        heads, embedded, training = [], [], self.model.training
+    def observe(self, **changes) -> dict:
+        """loss; (B, T) targets and weights, (B, T, V) logits; embedded: what embeddings got."""
+        heads, embedded = [], []
 
-        def level(_module, _inputs, logits):  # no target may be so sure that its gradient vanishes
+        def level(_module, _inputs, logits):  # all tokens equally likely: no gradient vanishes
             heads.extend((logits.detach(), torch.zeros_like(logits).requires_grad_()))
-            return heads[1]
+            return heads[1].clone()  # some models change logits in place
 
-        head = self.base.get_output_embeddings() if hasattr(self.base, "get_output_embeddings") else None
-        hooks = [module.register_forward_pre_hook(lambda _, inputs: embedded.extend(inputs[:1]))
-                 for module in self.base.modules() if isinstance(module, torch.nn.Embedding)]
-        hooks += [head.register_forward_hook(level)] if head is not None else []
+        head = self.base.get_output_embeddings()
+        hooks = [head.register_forward_hook(level)] if isinstance(head, torch.nn.Linear) else []
+        hooks += [module.register_forward_pre_hook(lambda _, inputs: embedded.extend(inputs[:1]))
+                  for module in self.base.modules() if isinstance(module, torch.nn.Embedding)]
         try:
-            self.model.eval()
-            loss, logits = self._run(batch)
+            loss = self._run({**self.batch, **changes})
         finally:
-            self.model.train(training)
             for hook in hooks:
                 hook.remove()
         if loss is None:
-            return None
-        seen = {"loss": loss.item(), "embedded": embedded}
-        for source in (logits, *heads[1:2]):
-            if torch.is_tensor(source) and source.requires_grad and source.ndim == 3:
-                gradient, = torch.autograd.grad(loss, source, retain_graph=True, allow_unused=True)
-                if gradient is not None:
-                    seen["logits"] = heads[0] if heads and heads[0].shape == source.shape else source.detach()
-                    return seen | _read_gradient(gradient.float(), source.detach().float())
-        return seen | self._change_labels(batch)
+            return {"loss": None}
+        seen, gradient = {"loss": loss.item(), "embedded": embedded}, None
+        if len(heads) == 2 and heads[0].ndim == 3:
+            gradient, = torch.autograd.grad(loss, heads[1], allow_unused=True)
+        return seen | (self._change_labels() if gradient is None else self._read_gradient(gradient, heads[0]))
 
     def _run(self, batch):
         if self.compute_loss is None:
-            output = self.model(**batch)
-            return output.loss, getattr(output, "logits", None)
+            return self.model(**batch).loss
         items = batch.pop("num_items_in_batch", None)
-        return self.compute_loss(self.model, dict(batch), num_items_in_batch=items), None
+        return self.compute_loss(self.model, batch, num_items_in_batch=items)
+
+    def _read_gradient(self, gradient, logits) -> dict:
+        before = self.labels.shape[1] - logits.shape[1]  # an image's positions come before the labels'
+        weights, targets = (-pad(gradient.float(), (0, 0, before, 0))).max(-1)
+        supervised = weights > 1e-4 * weights.max().clamp(min=1e-12)
+        return {"targets": targets.masked_fill(~supervised, IGNORE), "weights": weights * supervised,
+                "logits": pad(logits.float(), (0, 0, before, 0))}
 
     @torch.no_grad()
-    def _change_labels(self, batch, most: int = 12) -> dict:
-        """Where a loss hides its logits: whose log-probabilities explain how it moves with a single label?"""
-        labels, steps = batch[self.key], (0, 1, 7, 13)
-        inputs = {key: value for key, value in batch.items() if "labels" not in key}
-        logits = self.model(**inputs).logits.float()
-        logs, places = logits.double().log_softmax(-1), (labels != IGNORE).nonzero().tolist()
-        targets, weights = torch.full_like(logs[..., 0], IGNORE).long(), torch.zeros_like(logs[..., 0])
+    def _change_labels(self, most: int = 12) -> dict:
+        """Where a loss hides its logits: which position's log-probability is the loss of one label alone?"""
+        labels, places = self.labels, (self.labels != IGNORE).nonzero().tolist()
+        logits = self.model(**{key: value for key, value in self.batch.items() if "labels" not in key}).logits
+        logs, targets = logits.float().log_softmax(-1), torch.full_like(labels, IGNORE)
         for row, place in places[::-(-len(places) // most) or 1]:
-            tokens, losses = [(int(labels[row, place]) + step) % logits.shape[-1] for step in steps], []
-            for token in tokens:
+            misfit = 0
+            for step in (0, 1, 7):
                 alone = torch.full_like(labels, IGNORE)
-                alone[row, place] = token
-                losses.append(self._run({**batch, self.key: alone})[0].item())
-            rises = torch.tensor(losses[1:], device=logs.device, dtype=logs.dtype) - losses[0]
-            falls = logs[..., tokens[:1]] - logs[..., tokens[1:]]  # (B, T, 3): the loss rises by w times this
-            slopes = (falls @ rises) / (falls.square().sum(-1) + 1e-12)
-            misfit = (rises - slopes[..., None] * falls).square().sum(-1)
-            spot = divmod(int(misfit.argmin()), misfit.shape[1])
-            if float(rises.abs().max()) > 1e-7:
-                targets[spot], weights[spot] = tokens[0], slopes[spot]
-        return {"targets": targets, "weights": weights, "logits": logits, "one_target": True, "sampled": True}
+                alone[row, place] = token = (int(labels[row, place]) + step) % logits.shape[-1]
+                misfit = misfit + (self._run({**self.batch, self.key: alone}) + logs[..., token]).abs()
+            if misfit.min() < 0.3:
+                targets[divmod(int(misfit.argmin()), misfit.shape[1])] = labels[row, place]
+        return {"targets": targets, "weights": None, "logits": logits.float()}
 
-    def read(self, seen) -> torch.Tensor | None:
-        """(B, T) ids that positions have read: of what embeddings got, that which holds the targets."""
-        targets, best = seen["targets"], (-1, None)
-        given = self.ids if self.decoder_only else self.batch.get("decoder_input_ids")
-        for read in (given, *seen["embedded"]):
-            if not torch.is_tensor(read) or read.is_floating_point() or read.ndim != 2:
-                continue
-            encoder = not self.decoder_only and read is not given and torch.is_tensor(self.ids)
-            before = targets.shape[1] - read.shape[1]  # an image's positions come first
-            if before < 0 or len(read) != len(targets) or encoder and torch.equal(read, self.ids):
-                continue
-            read = pad(read, (before, 0), value=-1)
-            share = max(_match(targets, read, offset).float().mean().item() for offset in OFFSETS)
-            best = (share, read) if share > best[0] + 0.01 else best
-        return best[1]
-
-    def probe(self, report: dict) -> None:
-        """What this loss does to other labels of the batch: all supervised, some -100, documents reversed."""
-        labels = self.labels
-        if self.decoder_only:  # all but padding and what the document before must not learn
-            labels = self.ids.masked_fill((self.documents < 0) | _is_first(self.documents), IGNORE)
-            labels = labels if self.key == "labels" else _ahead(labels, 1, IGNORE)
-        full = self.observe(**{self.key: labels})
+    def judge(self) -> tuple[dict, dict]:
+        """(report of `audit_loss`, what was seen)"""
+        report, faults, seen = dict.fromkeys((
+            "offset", "constant", "padding_share", "leaks_across_rows", "ignores_minus_100", "normalisation",
+            "honours_num_items")), [], {}
+        training = self.model.training
+        self.model.eval()
         try:
-            weighted = self.observe(**{self.key: labels}, num_items_in_batch=10 * (labels != IGNORE).sum())
-            report["honours_num_items"] = weighted["loss"] < 0.5 * full["loss"]
-        except TypeError:
+            seen = self.observe()
+            if seen["loss"] is None:
+                faults = ["no_loss"]
+            elif (seen["targets"] == IGNORE).all():
+                hidden = seen["weights"] is None and (self.labels != IGNORE).any()
+                faults = ["not_cross_entropy" if hidden else "no_supervised_tokens"]
+            else:
+                self._place(seen, report)
+                self._probe(seen, report)
+        except IndexError as error:
+            if f"Target {IGNORE}" not in str(error):
+                raise
+            report["ignores_minus_100"] = False
+        finally:
+            self.model.train(training)
+        if report["offset"] is not None:
+            faults += _name_offset(report["offset"]) if report["constant"] else ["no_constant_offset"]
+        faults += ["leaks_across_rows"] if report["leaks_across_rows"] else []
+        faults += ["minus_100_supervised"] if report["ignores_minus_100"] is False else []
+        faults += ["weighted_by_rows"] if report["normalisation"] == "rows" else []
+        return report | _conclude(faults), seen
+
+    def _place(self, seen, report) -> None:
+        """Which places do targets come from? Counted from what the decoder's embedding has read."""
+        targets, found = seen["targets"], [(-1.0, None, None)]
+        for ids in [self.ids] if self.decoder_only else seen["embedded"]:
+            known = torch.is_tensor(ids) and ids.shape == targets.shape and not ids.is_floating_point()
+            if known and (self.decoder_only or self.ids is None or not torch.equal(ids, self.ids)):
+                found.append((*_find_offset(targets, ids), ids))
+        share, offset, ids = max(found, key=lambda place: place[0])
+        report |= {"offset": offset, "constant": share > 0.99}
+        if self.decoder_only and (self.documents < 0).any():
+            taken = _ahead(targets, -offset, IGNORE) != IGNORE
+            report["padding_share"] = taken[self.documents < 0].float().mean().item()
+
+    def _probe(self, seen, report) -> None:
+        """What changes with num_items_in_batch, with fewer labels, with other documents?"""
+        labels, documents = self.labels, self.documents
+        try:
+            with torch.no_grad():
+                weighted = self._run({**self.batch, "num_items_in_batch": 10 * (labels != IGNORE).sum()})
+                report["honours_num_items"] = bool(weighted < 0.5 * self._run(self.batch))
+        except TypeError:  # forward has no such argument
             report["honours_num_items"] = False
-        if "sampled" in full or full["targets"].shape[1] < self.documents.shape[1]:
+        if seen["weights"] is None:
             return
         few, places = labels.clone(), (labels[0] != IGNORE).nonzero()[:, 0]
         few[0, places[len(places) // 2:]] = IGNORE
-        try:
-            part = self.observe(**{self.key: few})
-        except IndexError:  # torch's "Target -100 is out of bounds"
-            report["ignores_minus_100"] = False
-            return
+        part = self.observe(**{self.key: few})
         kept = part["targets"] != IGNORE
-        gone = (full["targets"] != IGNORE).sum() - kept.sum()
+        gone = (seen["targets"] != IGNORE).sum() - kept.sum()
         report["ignores_minus_100"] = bool(gone == (few != labels).sum())
-        documents = pad(self.documents, (full["targets"].shape[1] - self.documents.shape[1], 0), value=-1)
         weights, owners = part["weights"][kept], documents[kept]
         rows = torch.stack([weights[owners == owner].sum() for owner in owners.unique()])
         if weights.max() < 1.02 * weights.min():
-            report["normalisation"] = {1: "tokens", len(weights): "sum"}.get(round(float(weights.sum()), 1))
+            report["normalisation"] = "tokens" if part["loss"] > 0.98 * seen["loss"] else "sum"
         elif rows.max() < 1.02 * rows.min():
             report["normalisation"] = "rows"
         if documents.max() > 0:
-            name = "leaks_across_documents" if _is_first(documents).any() else "leaks_across_rows"
-            leaks = any(self._leaks(full, labels, documents, parity) for parity in (0, 1))
-            report[name] = leaks or bool(report[name])
+            report["leaks_across_rows"] = any(self._leaks(seen, parity) for parity in (0, 1))
 
-    def _leaks(self, full, labels, documents, parity: int) -> bool:
-        """Does reversing every second document change targets or logits of the others?"""
-        def reverse(values, movable):
-            values = values.clone()
-            for number in range(parity, int(self.documents.max()) + 1, 2):
-                spot = (self.documents == number) & movable
-                values[spot] = values[spot].flip(0)
-            return values
-
-        changes = {"input_ids": reverse(self.ids, self.labels != IGNORE)} if self.decoder_only else {}
-        seen = self.observe(**changes, **{self.key: reverse(labels, labels != IGNORE)})
-        other, logits = (documents >= 0) & (documents % 2 != parity), full["logits"].float()
-        tolerance = (1e-3 if full["logits"].dtype == torch.float32 else 5e-2) * logits.std()
-        return bool((seen["targets"] != full["targets"])[other].any()
-                    or (seen["logits"] - logits)[other].abs().max() > tolerance)
-
-
-def _read_gradient(gradient, logits) -> dict:
-    """targets (IGNORE where there is none), weights, and whether each position has one target."""
-    size, targets = (-gradient).max(-1)
-    chance = (logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)).exp()
-    weights = size / (1 - chance).clamp(min=1e-6)
-    supervised = weights > 1e-4 * weights.max().clamp(min=1e-12)
-    alone = size > 0.5 * (-gradient).clamp(min=0).sum(-1)
-    return {"targets": targets.masked_fill(~supervised, IGNORE), "weights": weights * supervised,
-            "one_target": bool(alone[supervised].all())}
+    def _leaks(self, seen, parity: int) -> bool:
+        """Do targets or logits change if every second document says something else?"""
+        moved = (self.labels != IGNORE) & (self.documents % 2 == parity)
+        others = (self.documents % 2 != parity) & (self.documents >= 0)
+        word = int(self.labels[self.labels != IGNORE][-1])
+        changes = {self.key: self.labels.masked_fill(moved, word)}
+        if self.decoder_only:
+            changes["input_ids"] = self.ids.masked_fill(moved, word)
+        other, logits = self.observe(**changes), seen["logits"]
+        moved = (other["logits"] - logits)[others].abs().max() > 0.05 * logits.std()
+        return bool(moved or (other["targets"] != seen["targets"])[others].any())
 
 
 def _ahead(values, offset: int, empty: int = -1) -> torch.Tensor:
@@ -209,82 +213,26 @@ def _ahead(values, offset: int, empty: int = -1) -> torch.Tensor:
     return moved[:, max(0, offset):][:, :values.shape[1]].contiguous()
 
 
-def _match(targets, read, offset: int) -> torch.Tensor:
-    """(N,) whether each target that has an id `offset` places on is that id."""
-    ahead = _ahead(read, offset)
-    return (ahead == targets)[(targets != IGNORE) & (ahead >= 0)]
+def _find_offset(targets, ids, offsets=OFFSETS) -> tuple[float, int]:
+    """(share, offset): the offset at which the largest share of the targets are their row's ids."""
+    shares = {}
+    for offset in offsets:
+        ahead = _ahead(ids, offset)
+        same = (ahead == targets)[(targets != IGNORE) & (ahead >= 0)]
+        shares[offset] = same.float().mean().nan_to_num().item()
+    best = max(shares, key=shares.get)
+    return shares[best], best
 
 
 def _number_documents(batch, ids) -> torch.Tensor:
-    """(B, T) number of the document of each place, -1 for padding: by row, position_ids or cu_seq_lens_q."""
-    mask, positions, starts = batch.get("attention_mask"), batch.get("position_ids"), torch.zeros_like(ids)
-    inside = (mask if torch.is_tensor(mask) and mask.shape == ids.shape else torch.ones_like(ids)) != 0
-    if torch.is_tensor(positions) and positions.shape == ids.shape:
+    """(B, T) number of the document of each place, -1 for padding: a row is one, or what position_ids say."""
+    mask, positions = batch.get("attention_mask"), batch.get("position_ids")
+    inside = mask != 0 if mask is not None and mask.shape == ids.shape else torch.ones_like(ids, dtype=bool)
+    starts = torch.zeros_like(ids)
+    if positions is not None and positions.shape == ids.shape:
         starts[:, 1:] = (positions[:, 1:] == 0) & inside[:, 1:] & inside[:, :-1]
-    elif torch.is_tensor(batch.get("cu_seq_lens_q")):
-        starts[0, batch["cu_seq_lens_q"].flatten()[:-1].long()] = 1
     starts[:, 0] = 1
     return (starts.flatten().cumsum(0) - 1).view_as(ids).masked_fill(~inside, -1)
-
-
-def _is_first(documents) -> torch.Tensor:
-    """(B, T) whether a place is the first of a document that follows another in its row."""
-    before = _ahead(documents, -1)
-    return (documents > before) & (before >= 0)
-
-
-def audit_loss(model, batch: dict, compute_loss=None) -> dict:
-    """Which token is each position's prediction compared with, and with what weight?
-
-    Args:
-        batch: a collator's: input_ids (B, T) or an encoder's input, labels, and what else the model takes.
-        compute_loss: a Trainer's method of that name; by default the model's own loss.
-    Returns:
-        offset, constant (every supervised position has it), supervised (positions), leaks_across_rows,
-        leaks_across_documents, ignores_minus_100, normalisation ("tokens", "rows", "sum"), honours_num_items,
-        padding_share and eos_share (how many are targets), faults, verdict. None: it cannot be told.
-    """
-    return _judge_loss(_Loss(model, batch, compute_loss))[0]
-
-
-def _judge_loss(loss: _Loss) -> tuple[dict, dict | None]:
-    report, faults = dict.fromkeys((
-        "offset", "constant", "supervised", "leaks_across_rows", "leaks_across_documents",
-        "ignores_minus_100", "normalisation", "honours_num_items", "padding_share", "eos_share")), []
-    try:
-        seen = loss.observe()
-    except IndexError as error:
-        if not str(error).startswith("Target"):
-            raise
-        wrong = "minus_100_supervised" if str(IGNORE) in str(error) else "label_out_of_range"
-        return report | _conclude([wrong]), None
-    if seen is None:
-        return report | _conclude(["no_loss"]), None
-    targets, read = seen["targets"], loss.read(seen)
-    report["supervised"] = int((targets != IGNORE).sum())
-    if not report["supervised"] or not seen["one_target"]:
-        faults.append("not_cross_entropy" if report["supervised"] else "no_supervised_tokens")
-    elif read is not None:
-        shares = {offset: _match(targets, read, offset).float().mean().nan_to_num() for offset in OFFSETS}
-        report["offset"] = offset = max(shares, key=shares.get)
-        rows = [_match(targets[row, None], read[row, None], offset).float() for row in range(len(read))]
-        report["constant"] = all(match.mean() > 0.99 for match in rows if len(match))
-        faults += _name_offset(offset) if report["constant"] else ["no_constant_offset"]
-        if loss.decoder_only:
-            taken = _ahead(targets, -offset, IGNORE) != IGNORE  # at the place that a target is taken from
-            documents = pad(loss.documents, (read.shape[1] - loss.documents.shape[1], 0), value=-1)
-            owner = _ahead(documents, -offset)
-            crossing = taken & (owner != documents) & (owner >= 0) & (documents >= 0)
-            report["leaks_across_documents"] = bool(crossing.any()) or None
-            eos = torch.isin(read, torch.tensor(sorted(_stops(loss.base)), dtype=read.dtype).to(read.device))
-            for name, places in (("padding_share", documents < 0), ("eos_share", eos & (documents >= 0))):
-                report[name] = taken[places].float().mean().item() if places.any() else None
-    if seen["one_target"]:
-        loss.probe(report)
-    faults += [name for name in ("leaks_across_rows", "leaks_across_documents") if report[name]]
-    faults += ["minus_100_supervised"] if report["ignores_minus_100"] is False else []
-    faults += ["weighted_by_rows"] if report["normalisation"] == "rows" else []
-    return report | _conclude(faults), seen
 
 
 def _stops(model) -> set[int]:
@@ -312,25 +260,38 @@ def audit_batches(dataset, collator, tokenizer, model=None, response=None, rows=
     Returns:
         rows, offset; shares of tokens (prompt_share, answer_share, padding_share), of rows (rows_supervised,
         rows_with_eos, eos_share: EOS is a target) and of turns (turns_share), None: unknown; eos_by_source;
-        shown (three rows, targets in [[ ]]); notes, faults, verdict. With a model: loss (`audit_loss`), nll
+        shown (three rows, targets in [[ ]]); faults, verdict. With a model: loss (`audit_loss`), nll
         (nats per token by offset: a pretrained model knows), chance_nll, likeliest (None: it cannot tell).
     """
-    examples = _choose(dataset, rows)
-    report, faults = _count(examples, collator, tokenizer, response)
+    report, faults = _count(_choose(dataset, rows), collator, tokenizer, response)
     if model is None or {"ignore_index", "no_supervised_tokens"} & set(faults):
         faults += _name_offset(report["offset"])
     else:
         if _stops(model) and tokenizer.eos_token_id not in _stops(model):
             faults.append("eos_mismatch")
         with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-            batch = collator(_bare(_choose(examples, 4)))
-            report["loss"], seen = _judge_loss(_Loss(model, batch, compute_loss))
+            batch = _collate(collator, _choose(dataset, 4))
+            report["loss"], seen = _Loss(model, batch, compute_loss).judge()
         report["offset"], faults = report["loss"]["offset"], [*report["loss"]["faults"], *faults]
-        report |= _likelihood(**seen) if report["offset"] is not None else {}
+        report |= _likelihood(seen["targets"], seen["logits"]) if report["offset"] is not None else {}
     return report | _conclude(list(dict.fromkeys(faults)))
 
 
-def _likelihood(targets, logits, **_) -> dict:
+def _choose(dataset, count: int) -> list[dict]:
+    """Examples from all parts of a data set; the first ones of a stream."""
+    if not hasattr(dataset, "__len__"):
+        return list(itertools.islice(dataset, count))
+    count = min(count, len(dataset))
+    return [dataset[i * len(dataset) // count] for i in range(count)]
+
+
+def _collate(collator, examples: list[dict]) -> dict:
+    """Their batch. Collators cannot make tensors of columns of text."""
+    return collator([{name: value for name, value in row.items() if not isinstance(value, str)}
+                     for row in examples])
+
+
+def _likelihood(targets, logits) -> dict:
     row, place = (targets[:, 1:-1] != IGNORE).nonzero(as_tuple=True)
     wanted = targets[row, place + 1]
     nll = {k: float(cross_entropy(logits[row, place + k].float(), wanted)) for k in (0, 1, 2)}
@@ -340,70 +301,42 @@ def _likelihood(targets, logits, **_) -> dict:
     return {"nll": nll, "chance_nll": chance, "likeliest": likeliest if tells else None}
 
 
-def _bare(examples: list[dict]) -> list[dict]:
-    """The examples without columns of text, which collators cannot make tensors of."""
-    return [{name: value for name, value in row.items() if not isinstance(value, str)} for row in examples]
-
-
-def _choose(dataset, count: int) -> list:
-    if not hasattr(dataset, "__len__"):
-        return list(itertools.islice(dataset, count))
-    count = min(count, len(dataset))
-    return [dataset[i * len(dataset) // count] for i in range(count)]
-
-
 def _count(examples, collator, tokenizer, response) -> tuple[dict, list[str]]:
     """`audit_batches` without a model: (report, faults)."""
-    response, ends = _response_ids(tokenizer, response)
-    batches, faults, strange, sums, found = [], [], Counter(), defaultdict(list), []
-    for part in (examples[start:start + 8] for start in range(0, len(examples), 8)):
-        batch = collator(_bare(part))
-        shifted = batch.get("shift_labels") is not None
-        labels, ids = batch["shift_labels" if shifted else "labels"], batch.get("input_ids")
-        if ids is None or ids.shape != labels.shape:  # the labels are what the decoder reads
-            batch, ids = {"attention_mask": labels != IGNORE}, labels.masked_fill(labels == IGNORE, 0)
-        documents = _number_documents(batch, ids)
-        number = int(documents.max()) + 1
-        faults += ["packed_without_positions"] if number < len(part) and len(ids) < len(part) else []
-        sources = [str(row.get("source", "")) for row in part] if number == len(part) else [""] * number
-        batches.append((ids, labels, documents, sources))
-    inner = [(labels.masked_fill(documents < 0, IGNORE), ids) for ids, labels, documents, _ in batches]
-    shift = max((1, 0, 2) if shifted else (0, 1, 2, -1),
-                key=lambda shift: sum(int(_match(*pair, shift).sum()) for pair in inner))
-    for labels, ids in inner:
-        ahead = _ahead(ids, shift)
-        strange.update(labels[(labels != IGNORE) & (ahead >= 0) & (labels != ahead)].tolist())
-    foreign, times = strange.most_common(1)[0] if strange else (None, 0)
-    if strange.total() > 0.01 * sum(int((labels != IGNORE).sum()) for labels, _ in inner):
-        faults.append("ignore_index" if times > 0.99 * strange.total() else "no_constant_offset")
-    for ids, labels, documents, sources in batches:
-        labels = labels.masked_fill(labels == foreign, IGNORE) if "ignore_index" in faults else labels
-        taken = _ahead(labels, -shift, IGNORE) != IGNORE  # at the place that a target is taken from
-        faults += ["leaks_across_documents"] if (taken & _is_first(documents)).any() else []
-        sums["padding"] += taken[documents < 0].tolist()
-        for number, source in enumerate(sources):
-            spot = documents == number
-            found.append(_read_document(ids[spot].tolist(), taken[spot].tolist(), tokenizer, response, ends))
-            for name, values in found[-1].items():
-                sums[name] += values
-            sums[f"eos {source}"] += found[-1]["eos"]
-    report = {"rows": len(found), "offset": shift + (not shifted), "foreign": foreign}
-    return _summarise(report, faults, sums, bool(response))
+    batch, faults = _collate(collator, examples), []
+    shifted = batch.get("shift_labels") is not None
+    labels, ids = batch["shift_labels" if shifted else "labels"], batch.get("input_ids")
+    if ids is None or ids.shape != labels.shape:  # the labels are what the decoder reads
+        batch, ids = {"attention_mask": labels != IGNORE}, labels.masked_fill(labels == IGNORE, 0)
+    documents = _number_documents(batch, ids)
+    number = int(documents.max()) + 1
+    if number < len(examples) and len(ids) < len(examples):
+        faults.append("packed_without_positions")
+    inner = labels.masked_fill(documents < 0, IGNORE)
+    _, shift = _find_offset(inner, ids, (1, 0, 2) if shifted else (0, 1, 2, -1))
+    ahead = _ahead(ids, shift)
+    strange = inner[(inner != IGNORE) & (ahead >= 0) & (inner != ahead)]
+    if len(strange) > 0.01 * (inner != IGNORE).sum():
+        faults.append("no_constant_offset" if len(strange.unique()) > 1 else "ignore_index")
+        labels = labels.masked_fill(labels == strange[0], IGNORE)
+    taken = _ahead(labels, -shift, IGNORE) != IGNORE  # at the place that a target is taken from
+    answers = _find_answers(tokenizer, response)
+    sums = defaultdict(list, padding=taken[documents < 0].tolist())
+    for place in range(number):
+        spot = documents == place
+        found = _read_document(ids[spot].tolist(), taken[spot].tolist(), tokenizer, *answers)
+        source = examples[place].get("source", "") if number == len(examples) else ""
+        for name, values in (found | {f"eos {source}": found["eos"]}).items():
+            sums[name] += values
+    report = {"rows": number, "offset": shift + (not shifted), "shown": sums.pop("shown")[:3]}
+    return report | _share(sums, faults), faults
 
 
-def _summarise(report: dict, faults: list[str], sums: dict, response: bool) -> tuple[dict, list[str]]:
-    """Shares of what was counted, and the faults that they show."""
+def _share(sums: dict[str, list], faults: list[str]) -> dict:
+    """Shares of what was counted; adds the faults that they show."""
     cut = set(sums.pop("cut"))  # lengths of rows without EOS: rows that were cut have one
-    report["shown"] = sums.pop("shown")[:3]
     share = defaultdict(lambda: None)
     share |= {name: sum(values) / len(values) for name, values in sums.items() if values}
-    report |= {f"{name}_share": share[name] for name in ("prompt", "answer", "turns", "padding", "eos")}
-    report |= {"rows_supervised": share["rows"], "rows_with_eos": share["ends"], "notes": [],
-               "eos_by_source": {name[4:]: share[name] for name in sorted(share) if name.startswith("eos ")}}
-    if response and share["prompt"] is None:
-        report["notes"].append("the text before answers was not found: prompt and answer are not told apart")
-    if not share["ends"] and len(cut) == 1:
-        report["notes"].append(f"no row has EOS, all are cut at {max(cut)} tokens: raise the maximum length")
 
     def partly(name):
         return 0 < (share[name] or 0) < 1
@@ -417,69 +350,74 @@ def _summarise(report: dict, faults: list[str], sums: dict, response: bool) -> t
               "eos_partly_supervised": 0 < (share["eos"] or 0) < (share["ends"] or 0),
               "eos_missing": share["eos"] and len(cut) > 1,
               "double_bos": share["double_bos"], "special_tokens_as_text": share["as_text"]}
-    return report, faults + [name for name, fault in checks.items() if fault]
+    faults += [name for name, fault in checks.items() if fault]
+    return {"rows_supervised": share["rows"], "rows_with_eos": share["ends"],
+            "eos_by_source": {name[4:]: share[name] for name in sorted(sums) if name.startswith("eos ")},
+            **{f"{name}_share": share[name] for name in ("prompt", "answer", "turns", "padding", "eos")}}
 
 
-def _response_ids(tokenizer, response) -> tuple[list[int], set[int]]:
+def _find_answers(tokenizer, response) -> tuple[list[int], set[int]]:
     """The ids in front of every answer, whatever the prompt ends with, and those that end one."""
     ends, said = {tokenizer.eos_token_id}, [{"role": "user", "content": "hello"}]
     if response is None and getattr(tokenizer, "chat_template", None):
-        show = functools.partial(tokenizer.apply_chat_template, tokenize=False)
-        response = show(said, add_generation_prompt=True)[len(show(said)):]
+        def show(turns, prompt=False):
+            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+
+        response = show(said, True)[len(show(said)):]
         after = show([*said, {"role": "assistant", "content": "world"}]).rpartition("world")[2]
         after = tokenizer(after, add_special_tokens=False)["input_ids"]
         ends |= set(after[:1]) & set(tokenizer.all_special_ids)
-    texts = [text + (response or "") for text in ("Is a", "Is it b?", "c.\n")]
+    if not response:
+        return [], ends
+    texts = [text + response for text in ("Is a", "Is it b?", "c.\n")]
     rows = [ids[::-1] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    same = [ids[0] for ids in itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*rows, strict=False))]
-    return same[::-1] if response else [], ends
+    same = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*rows, strict=False))
+    return [ids[0] for ids in same][::-1], ends
 
 
 def _read_document(ids: list[int], taken: list[bool], tokenizer, response: list[int], ends: set[int]) -> dict:
-    """Lists, for one document: which tokens of prompt, answer, EOS and padding are targets."""
-    stop = len(ids)
-    while stop and ids[stop - 1] in {*ends, tokenizer.pad_token_id}:
-        stop -= 1
-    stop = len(ids) if len(ids) - stop < 3 else stop + (ids[stop] in ends)  # padding that no mask tells of
-    spans = [] if response else [(0, stop)]
-    for start in range(len(response), stop + 1) if response else ():
-        if ids[start - len(response):start] == response and (not spans or start >= spans[-1][1]):
-            spans.append((start, next((end + 1 for end in range(start, stop) if ids[end] in ends), stop)))
-    answer = {place for span in spans for place in range(*span)}
-    blank = {place for _, end in spans for place in itertools.takewhile(  # a template's line break behind EOS
-        lambda place: not tokenizer.decode([ids[place]]).strip(), range(end, stop))}
-    last, text = (spans[-1][1] if spans else stop) - 1, tokenizer.decode(ids[:stop], skip_special_tokens=True)
-    runs = itertools.groupby(range(stop), key=lambda place: taken[place])
-    runs = [(kind, tokenizer.decode([ids[place] for place in places])) for kind, places in runs]
-    shown = [f"[[{part}]]" if kind else part for kind, part in runs]
-    known, ended = bool(response and spans), ids[last] in ends
-    prompt = sorted(set(range(1, stop)) - answer - blank)
-    return {"prompt": [taken[place] for place in prompt] if known else [],
-            "answer": [taken[place] for place in answer if ids[place] not in ends] if known else [],
-            "turns": [any(taken[start:end]) for start, end in spans if end > start], "padding": taken[stop:],
-            "rows": [any(taken)], "eos": [ended and taken[last]] * any(taken), "ends": [ended] * any(taken),
-            "cut": [] if ended or not any(taken) else [stop], "shown": ["".join(shown)],
-            "double_bos": [len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id],
+    """Lists, for one document: which tokens of prompt, answer and EOS are targets."""
+    parts, turns, kind = [], [] if response else [False], "prompt" if response else "answer"
+    for place, token in enumerate(ids):
+        if kind != "answer" and response == ids[max(0, place - len(response)):place]:
+            kind = "answer"
+            turns.append(False)
+        elif kind == "blank" and tokenizer.decode([token]).strip():
+            kind = "prompt"
+        parts.append("eos" if kind == "answer" and token in ends else kind)
+        if kind == "answer":
+            turns[-1] |= taken[place]
+            kind = "blank" if parts[-1] == "eos" and response else kind  # a template's line break behind EOS
+    last = max((place for place, part in enumerate(parts) if part in ("answer", "eos")), default=len(ids) - 1)
+    ended, known = ids[last] in ends, bool(response and turns)
+    chosen = list(zip(parts, taken, strict=True))[1:] if known else []  # nothing predicts the first token
+    runs = itertools.groupby(zip(ids, taken, strict=True), key=lambda pair: pair[1])
+    runs = [(kind, tokenizer.decode([token for token, _ in pairs])) for kind, pairs in runs]
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    return {"prompt": [kept for part, kept in chosen if part == "prompt"],
+            "answer": [kept for part, kept in chosen if part == "answer"],
+            "turns": turns, "rows": [any(taken)], "eos": [ended and taken[last]] * any(taken),
+            "ends": [ended] * any(taken), "cut": [] if ended or not any(taken) else [len(ids)],
+            "shown": ["".join(f"[[{part}]]" if kind else part for kind, part in runs)],
+            "double_bos": [ids[:2] == [tokenizer.bos_token_id] * 2],
             "as_text": [any(token in text for token in tokenizer.all_special_tokens)]}
 
 
 def describe(report: dict) -> str:
     """An `audit_batches` report in about ten lines."""
-    names = ("prompt_share", "answer_share", "padding_share", "eos_share", "rows_with_eos")
-    shares = ["unknown" if report[name] is None else f"{report[name]:.1%}" for name in names]
-    lines = [f"Label audit of {report['rows']} rows: {report['verdict']}",
-             f"  offset {report['offset']} (0 copy, 1 correct, 2 shifted twice)",
-             "  targets: {} of prompts, {} of answers, {} of padding".format(*shares[:3]),
-             "  EOS: a target in {} of the rows, present in {}".format(*shares[3:])]
+    shares = {name: "unknown" if value is None else f"{value:.1%}" for name, value in report.items()
+              if name.endswith("_share") or name == "rows_with_eos"}
+    lines = ["Label audit of {rows} rows: {verdict}\n  offset {offset} (0 copy, 1 correct, 2 shifted twice)",
+             "  targets: {prompt_share} of prompts, {answer_share} of answers, {padding_share} of padding",
+             "  EOS: a target in {eos_share} of the rows, present in {rows_with_eos}"]
     if "loss" in report:
-        checked = ("normalisation", "ignores_minus_100", "honours_num_items")
-        lines.append("  loss: " + ", ".join(f"{name} {report['loss'][name]}" for name in checked))
+        lines.append("  loss: " + ", ".join(f"{name} {report['loss'][name]}" for name in (
+            "normalisation", "ignores_minus_100", "honours_num_items")))
     if "nll" in report:
-        nll, odd = report["nll"], "the model is odd (untrained, or tuned on other labels)"
-        known = {None: "this model cannot tell", report["offset"]: "the model agrees"}
-        said = known.get(report["likeliest"], odd)
-        lines.append(f"  nats per token at offset 0, 1, 2: {nll[0]:.2f}, {nll[1]:.2f}, {nll[2]:.2f}; {said}")
-    return "\n".join([*lines, *(f"  note: {note}" for note in report["notes"]),
+        said = {None: "this model cannot tell", report["offset"]: "the model agrees"}.get(
+            report["likeliest"], "the model is odd (untrained, or tuned on other labels)")
+        lines.append("  nats per token at offset 0, 1, 2: {nll[0]:.2f}, {nll[1]:.2f}, {nll[2]:.2f}; " + said)
+    return "\n".join(["\n".join(lines).format(**report | shares),
                       *(f"  targets in [[ ]]: {text[-200:]!r}" for text in report["shown"])])
 
 
@@ -513,8 +451,8 @@ class AuditCallback(transformers.TrainerCallback):
 
 def probe_batch(model, rows: int = 3, tokens: int = 12) -> dict:
     """Random ids of unequal length: input_ids, attention_mask and labels, (rows, tokens)."""
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
     chance = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
     ids = torch.randint(min(10, vocabulary // 2), vocabulary, (rows, tokens), generator=chance)
     mask = torch.ones_like(ids)
     mask[1:2, -3:] = 0
@@ -524,33 +462,28 @@ def probe_batch(model, rows: int = 3, tokens: int = 12) -> dict:
 def _load_model(name: str):
     """The class that the config names, with its weights or, where there are none, with random ones."""
     config = transformers.AutoConfig.from_pretrained(name)
-    task = "Seq2SeqLM" if getattr(config, "is_encoder_decoder", False) else "CausalLM"
-    auto = getattr(transformers, f"AutoModelFor{task}")
-    kind = getattr(transformers, (config.architectures or [""])[0], auto)
+    kind = getattr(transformers, config.architectures[0])
     try:
         return kind.from_pretrained(name)
     except OSError:
-        return auto.from_config(config) if kind is auto else kind(config)
+        return kind(config)
 
 
 def _encode_file(path: str, tokenizer, prompt: str, answer: str) -> list[dict]:
     """Rows of a CSV or JSONL file as chat turns, or as prompt, line break, answer; labels on the answers."""
-    text, chat, examples = Path(path).read_text(encoding="utf-8"), tokenizer.chat_template, []
-    lines = [line for line in text.splitlines() if line.strip()]
-    rows = csv.DictReader(text.splitlines(True)) if path.endswith(".csv") else map(json.loads, lines)
-    rows = list(rows)
-    if not rows:
+    examples = []
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file) if path.endswith(".csv") else map(json.loads, file):
+            texts = [f"{row[prompt]}\n", f"{row[prompt]}\n{row[answer]}{tokenizer.eos_token}"]
+            if tokenizer.chat_template:
+                turns = [{"role": role, "content": row[column]}
+                         for role, column in (("user", prompt), ("assistant", answer))]
+                texts = [tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True),
+                         tokenizer.apply_chat_template(turns, tokenize=False)]
+            before, ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            examples.append({"input_ids": ids, "labels": [IGNORE] * len(before) + ids[len(before):]})
+    if not examples:
         raise ValueError(f"{path} has no rows")
-    for row in rows[:256]:
-        turns = [{"role": "user", "content": row[prompt]}, {"role": "assistant", "content": row[answer]}]
-        texts = [f"{row[prompt]}\n", f"{row[prompt]}\n{row[answer]}"]
-        if chat:
-            texts = [tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True),
-                     tokenizer.apply_chat_template(turns, tokenize=False)]
-        before, ids = tokenizer(texts, add_special_tokens=not chat)["input_ids"]
-        start = len(before) - (before[-1] == tokenizer.eos_token_id)
-        ids += [] if chat or ids[-1] == tokenizer.eos_token_id else [tokenizer.eos_token_id]
-        examples.append({"input_ids": ids, "labels": [IGNORE] * start + ids[start:]})
     return examples
 
 

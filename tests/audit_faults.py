@@ -182,7 +182,7 @@ def make_faults(make):
         ("prompt mask off by one", "stand-in for axolotl", {"prompt_partly_supervised"},
          lambda: check(each(clean, lambda row: prompt_masked(row, 1)))),
         ("packing without position ids", trl, {"packed_without_positions"}, lambda: check(clean, pack)),
-        ("flattened batch with the first label kept", trl, {"leaks_across_documents"}, lambda: check(clean, keep_first)),
+        ("flattened batch with the first label kept", trl, {"leaks_across_rows"}, lambda: check(clean, keep_first)),
         ("shift_labels with unshifted labels", trl, {"copy"},
          lambda: check(clean, after(padded(t), lambda batch: {**batch, "shift_labels": batch["labels"]}))),
         ("loss normalised by rows", hf, {"weighted_by_rows"}, lambda: check(clean, compute_loss=losing_rows)),

@@ -36,7 +36,7 @@ RULES = [
     (r"chunk_size_feed_forward", 0),
     (r"(num_key_value_heads|num_kv_heads|multi_query_group_num|n_head_kv)", lambda old: min(old, 4)),
     (r"num_experts_per_tok|top_?k$|moe_topk|num_experts_per_token|num_selected_experts|moe_k", 2),
-    (r"^n_group$|topk_group|n_shared_experts|num_shared_experts|moe_num_shared", 1),
+    (r"^n_groups?$|topk_group|n_shared_experts|num_shared_experts|moe_num_shared", 1),
     (r"experts", lambda old: 4 if old > 4 else old),
     (r"heads$|n_head$|n_heads$", 4),
     (r"(head_dim|d_kv|kv_channels|head_size|qk_\w+_dim|v_head_dim|attention_key_value_size)", 16),
@@ -51,6 +51,8 @@ RULES = [
     (r"max_(target_)?position", lambda old: min(old, 128)),
 ]  # fmt: skip
 
+
+DEFAULTS = {"head_dim": 16, "num_key_value_heads": 4, "num_experts_per_tok": 2, "vocabulary_map": {"<image>": 5}}
 
 # What reading the source of a flagged class (transformers 5.24.0) has shown; the first pattern that fits.
 READ = [
@@ -119,6 +121,18 @@ def shrink(config):
     if config.model_type == "jetmoe":
         config.num_attention_heads = config.num_key_value_heads * config.num_experts_per_tok
         config.kv_channels = config.hidden_size // config.num_attention_heads
+    for name, value in DEFAULTS.items():  # numbers that a class derives from others, or asks for
+        if vars(config).get(name, value) is None:
+            setattr(config, name, value)
+    if hasattr(config, "languages"):
+        config.default_language = config.languages[0]
+    inner = {"mamba2": ("num_heads", "head_dim"), "bamba": ("mamba_n_heads", "mamba_d_head"), "zamba2": ("n_mamba_heads", "mamba_headdim")}
+    if config.model_type in inner:  # heads times their size is the width of the inner layer
+        count, size = inner[config.model_type]
+        setattr(config, size, config.hidden_size * getattr(config, "expand", getattr(config, "mamba_expand", 2)) // getattr(config, count))
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    if isinstance(rope, dict) and re.search(r"vl|glm", config.model_type):
+        rope["mrope_section"] = [2, 1, 1] if rope.get("partial_rotary_factor", 1) < 1 else [4, 2, 2]
     for name in ("pad_token_id", "decoder_start_token_id"):
         if getattr(config, name, None) is None and (hasattr(config, name) or getattr(config, "is_encoder_decoder", False)):
             setattr(config, name, 0)
