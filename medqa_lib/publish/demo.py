@@ -20,10 +20,11 @@ from medqa_lib.prompts import encode_prompt
 from medqa_lib.publish.hub import find_adapters, load_adapters
 from medqa_lib.publish.safety import CRISIS, DISCLAIMER, is_crisis
 
-MAX_CHARACTERS, MAX_NEW_TOKENS = 1_000, 512
+MAX_PROMPT_TOKENS, MAX_NEW_TOKENS = 400, 512
 RUNNING = 2  # answers in the making at a time; they take turns token by token
 WAITING = 20  # questions in the queue; the next one is told that the demo is busy
-EMPTY = "(The model gave no answer.)"
+EMPTY, CUT = "(The model gave no answer.)", " […] (cut off: the longest answer is {} tokens)"
+SHOW_ANSWER = "() => document.getElementById('status').scrollIntoView({behavior: 'smooth'})"
 NO_ADAPTER = "No adapter was found: the untuned model answers alone. Train one (notebook 14)."
 EXAMPLES = ("What is high blood pressure?", "What are the symptoms of iron deficiency anaemia?",
             "How is malaria diagnosed?", "Can I take antibiotics for a cold?")
@@ -46,20 +47,21 @@ class Engine:
             raise ValueError(f"{dora[0]} uses DoRA, which cannot share a batch with the untuned model.")
         self._lock = threading.Lock()
 
-    def stream(self, question: str, adapter: str | None, max_new_tokens: int) -> Iterator[tuple[str, str]]:
-        """Greedy answers (untuned, tuned), a token longer at each step; tuned is "" without an adapter."""
+    def stream(self, ids: list[int], adapter: str | None, max_new_tokens: int) -> Iterator[list[tuple]]:
+        """Greedy answers to a prompt's ids, a token longer per step: (text, ended) untuned, then tuned."""
         eos = self.tokenizer.eos_token_id
         names = ["__base__", adapter] if adapter else ["__base__"]
-        ids = torch.tensor([encode_prompt(self.tokenizer, question)] * len(names), device=self.model.device)
+        ids = torch.tensor([ids] * len(names), device=self.model.device)
         answers, cache = [[] for _ in names], None
         for _ in range(max_new_tokens):
             ids, cache = self._next_tokens(ids, cache, names)
             for answer, token in zip(answers, ids[:, 0].tolist(), strict=True):
                 if answer[-1:] != [eos]:
                     answer.append(token)
+            ended = [answer[-1] == eos for answer in answers]
             texts = [self.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
-            yield texts[0], texts[1] if adapter else ""
-            if all(answer[-1] == eos for answer in answers):
+            yield list(zip(texts, ended, strict=True))
+            if all(ended):
                 return
 
     @torch.inference_mode()
@@ -74,18 +76,22 @@ class Engine:
 def answer_question(engine: Engine, question: str, adapter: str | None, max_new_tokens: float):
     """Yield what the page shows, step by step: untuned answer, tuned answer, status line as HTML."""
     question = (question or "").strip()
+    ids = encode_prompt(engine.tokenizer, question[:10 * MAX_PROMPT_TOKENS])  # more is too long
     if not question:
         yield "", "", show_status("Please write a question first.")
-    elif len(question) > MAX_CHARACTERS:
-        yield "", "", show_status(f"Your question has {len(question):,} characters; please shorten it to "
-                                  f"{MAX_CHARACTERS:,}.")
+    elif len(ids) > MAX_PROMPT_TOKENS or len(question) > 10 * MAX_PROMPT_TOKENS:
+        yield "", "", show_status(f"Your question is too long ({len(question):,} characters, at least "
+                                  f"{len(ids):,} tokens); please shorten it to {MAX_PROMPT_TOKENS} tokens.")
     elif is_crisis(question):
         yield "", "", show_status(CRISIS, "alert")
     else:
-        length, base, tuned = max(1, min(int(max_new_tokens), MAX_NEW_TOKENS)), "", ""
-        for base, tuned in engine.stream(question, adapter, length):  # half a character is not shown
-            yield base.rstrip("\ufffd"), tuned.rstrip("\ufffd"), show_status("Answering …")
-        yield base or EMPTY, tuned or (EMPTY if adapter else ""), show_status("Done.")
+        length, rows = max(1, min(int(max_new_tokens), MAX_NEW_TOKENS)), []
+        about = question if len(question) <= 80 else f"{question[:79]}…"
+        for rows in engine.stream(ids, adapter, length):  # half a character is not shown
+            texts = [text.rstrip("\ufffd") for text, _ in rows] + [""]
+            yield texts[0], texts[1], show_status(f"Answering: {about}")
+        texts = [(text or EMPTY) + ("" if ended else CUT.format(length)) for text, ended in rows] + [""]
+        yield texts[0], texts[1], show_status(f"Done: {about}")
 
 
 def show_status(text: str, role: str = "status") -> str:
@@ -105,12 +111,12 @@ def build_app(engine: Engine, max_new_tokens: int = 128):
     import gradio as gr
 
     adapters = engine.adapters
-    boxes = {"lines": 8, "max_lines": 24, "interactive": False, "min_width": 300}
+    boxes = {"lines": 4, "max_lines": 1000, "interactive": False, "min_width": 300}  # only the page scrolls
     with gr.Blocks(title="medqa: untuned and tuned answers", analytics_enabled=False) as app:
         gr.Markdown("# Medical questions: a small model before and after fine-tuning")
         gr.HTML(f'<p role="note">{DISCLAIMER}</p>', elem_id="disclaimer")
         question = gr.Textbox(label="Your question", lines=2, max_lines=6, placeholder=EXAMPLES[0],
-                              info=f"English, at most {MAX_CHARACTERS:,} characters. It is not stored.")
+                              info="English, at most about 250 words. It is not stored.")
         gr.Examples([[example] for example in EXAMPLES], question, label="Examples")
         with gr.Row():
             adapter = gr.Dropdown([(describe_adapter(name), name) for name in adapters], min_width=300,
@@ -126,12 +132,18 @@ def build_app(engine: Engine, max_new_tokens: int = 128):
             base = gr.Textbox(label="Untuned model", **boxes)
             tuned = gr.Textbox(label="Tuned model", visible=bool(adapters), **boxes)
 
-        def respond(question, adapter, length):
-            yield from answer_question(engine, question, adapter, length)
+        def respond(question, adapter, length, session):
+            session["newest"] = mine = object()  # ends the answer to the question before it
+            for shown in answer_question(engine, question, adapter, length):
+                if session["newest"] is not mine:
+                    yield gr.skip(), gr.skip(), gr.skip()
+                    return
+                yield shown
 
-        running = gr.on([ask.click, question.submit], respond, [question, adapter, length],
+        running = gr.on([ask.click, question.submit], respond, [question, adapter, length, gr.State({})],
                         [base, tuned, status], api_name="ask", concurrency_limit=RUNNING,
-                        show_progress="minimal", show_progress_on=base, scroll_to_output=True)
+                        trigger_mode="multiple", show_progress="minimal", show_progress_on=base)
+        gr.on([ask.click, question.submit], None, js=SHOW_ANSWER)
         stop.click(None, cancels=running).then(lambda: show_status("Stopped."), None, status, queue=False,
                                                api_visibility="private")
     return app.queue(max_size=WAITING)

@@ -33,8 +33,24 @@ _CRISIS = re.compile("|".join((
     rf"\b(took|taken|take|taking|swallow\w*|ate|drank) (\w+ ){{0,2}}{_MANY} (\w+ ){{0,3}}{_DRUG}")))
 
 
+# Letters spelt one by one ("k i l l", "s.u.i.c.i.d.e") have lost the spaces between their words.
+_SPELT = re.compile("suicid|overdos|todie|wannadie|endmylife|selfharm|(kill|hurt|harm|hang)(my|him|her)sel")
+# Letters of other alphabets and digits that are read as Latin ones: "ѕuісіdе", "su1c1d3".
+_LOOKALIKES = str.maketrans("абвезкмнорстухіїјѕԁһԛԝαβεικνορτυχ’‘`",
+                            "a6be3kmhopctyxiijsdhqwabeikvoptux" + "'" * 3)
+_MARKS = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cf", "Mn", "Me")]
+_INVISIBLE = re.compile(f"[{''.join(_MARKS)}\u115f\u1160\u2800]+")
+_DIGITS = str.maketrans("013457@$!", "oieastasi")
+
+
 def is_crisis(question: str) -> bool:
     """Whether it is about suicide, self-harm or overdose. No list finds all: the page always shows LINES."""
-    text = unicodedata.normalize("NFKC", question).replace("’", "'").casefold()
-    visible = "".join(character for character in text if unicodedata.category(character) != "Cf")
-    return bool(_CRISIS.search(" ".join(re.sub(r"[^\w']+", " ", visible).split())))
+    text = unicodedata.normalize("NFKD", question).casefold().translate(_LOOKALIKES)
+    text = re.sub(r"(?<=[a-z])[013457@$!]+(?=[a-z])", lambda found: found[0].translate(_DIGITS), text)
+    return any(_is_crisis(_INVISIBLE.sub(gap, text)) for gap in ("", " "))  # inside a word, or between words
+
+
+def _is_crisis(text: str) -> bool:
+    words = " ".join(re.sub(r"[^\w']+|_", " ", text).split())
+    spelt = (run.replace(" ", "") for run in re.findall(r"\b(?:\w ){3,}\w\b", words))
+    return bool(_CRISIS.search(words) or any(map(_SPELT.search, spelt)))
