@@ -140,9 +140,9 @@ def _encode_batch(tokenizer, questions, answers, max_length: int,
         raise ValueError(f"Unknown truncation {truncation!r}; expected one of {', '.join(TRUNCATIONS)}.")
     prompts = [format_prompt(question) for question in questions]
     answers = [escape_special_tokens(answer.strip()) for answer in answers]
-    prompt_rows = strip_eos(tokenizer, tokenizer(prompts)["input_ids"])
+    prompt_rows = strip_eos(tokenizer, tokenizer(prompts, split_special_tokens=True)["input_ids"])
     texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    encoding = tokenizer(texts, verbose=False)  # no warning about rows that are too long: they are cut below
+    encoding = tokenizer(texts, split_special_tokens=True, verbose=False)  # long rows are cut below
     rows = zip(questions, answers, prompt_rows, strip_eos(tokenizer, encoding["input_ids"]), strict=True)
     controls = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     encoded = []

@@ -112,10 +112,12 @@ def test_encode_example_refuses_a_prompt_that_changes_before_its_answer(make_lla
     assert encode_example(tokenizer, "Q?", "No", 64)["labels"][-1] == 2
 
 
-def test_encode_example_refuses_control_text_that_neutralize_does_not_know(llama_like):
-    llama_like.add_special_tokens({"eos_token": "[END]"})
-    with pytest.raises(ValueError, match="still holds a control token"):
-        encode_example(llama_like, "Q?", "Go [END] on", 64)
+@pytest.mark.parametrize("token", ["[END]", "[/INST]", "<\uff5cUser\uff5c>", "<end_of_turn>"])
+def test_control_tokens_in_a_row_are_read_as_text(llama_like, token):
+    llama_like.add_special_tokens({"eos_token": token})
+    end = llama_like.eos_token_id
+    ids = encode_example(llama_like, f"Q {token}?", f"Go {token} on", 200)["input_ids"]
+    assert end not in encode_prompt(llama_like, f"Q {token}?") and ids.index(end) == len(ids) - 1
 
 
 @pytest.mark.parametrize("truncation", ["sentence", "cut", "drop"])

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+SCALES = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -27,9 +29,13 @@ class AnswerStore:
     writes a file of its own (`answers.jsonl`, `answers.1.jsonl`, ...) and reads all.
     """
 
-    def __init__(self, path: Path | str, adapter_dir: Path | None = None):
-        """The answers of the untuned model, or of the one with the adapter in `adapter_dir`."""
-        self.path, self.model = Path(path), hash_adapter(adapter_dir)
+    def __init__(self, path: Path | str, adapter_dir: Path | None = None, base: str = ""):
+        """The answers of the untuned model, or of the one with the adapter in `adapter_dir`.
+
+        Args:
+            base: names the base model's weights (`results.identify_weights`).
+        """
+        self.path, self.model = Path(path), [base, hash_adapter(adapter_dir)]
         self._answers: dict[str, Answer] = {}
         for file in (self.path, *self.path.parent.glob(f"{self.path.stem}.[0-9]*.jsonl")):
             for line in file.read_bytes().split(b"\n")[:-1] if file.exists() else ():
@@ -69,6 +75,6 @@ def hash_adapter(folder: Path | None) -> str:
     if folder is None:
         return "base"
     settings = json.loads((folder / "adapter_config.json").read_text())
-    scale = json.dumps({name: settings.get(name) for name in ("r", "lora_alpha", "use_rslora", "use_dora")})
+    scale = json.dumps({name: settings.get(name) for name in SCALES})
     weights = (folder / "adapter_model.safetensors").read_bytes()
     return hashlib.sha256(scale.encode() + weights).hexdigest()[:16]

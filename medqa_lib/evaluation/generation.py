@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from medqa_lib.evaluation.answers import Answer, AnswerStore
+from medqa_lib.evaluation.results import VERSIONS
 from medqa_lib.model import context_length
 from medqa_lib.prompts import encode_prompt
 
@@ -60,7 +61,8 @@ def generate_records(model, tokenizer, questions: list, max_new_tokens: int = 25
         print(f"{sum(len(prompt) > room for prompt in prompts)} prompts do not fit into the model's context: "
               f"of each the last {room} tokens are read.")
         prompts = [prompt[-room:] for prompt in prompts]
-    settings = {"greedy": True, "max_new_tokens": max_new_tokens, "eos": tokenizer.eos_token_id}
+    settings = {"greedy": True, "max_new_tokens": max_new_tokens, "eos": tokenizer.eos_token_id,
+                "version": VERSIONS["generation"]}
     state = PartialState(cpu=not torch.cuda.is_available())
     mine = sorted(dict.fromkeys(prompts), key=len, reverse=True)[state.process_index::state.num_processes]
     found = {prompt: store.get(prompt, settings) for prompt in mine} if store else {}
@@ -86,17 +88,17 @@ def _generate_batches(model, tokenizer, prompts: list[tuple], missing: set, max_
     """
     if not missing:
         return
-    eos, start = tokenizer.eos_token_id, 0
-    decode, most = _choose_decoder(model, eos)
+    ends, pad_id, start = end_ids(model, tokenizer), tokenizer.eos_token_id, 0
+    decode, most = _choose_decoder(model, ends)
     limit = batch_size or most
     bar = tqdm(total=len(prompts), desc="Answers", unit="answer", leave=False, file=sys.stdout,
                disable=not PartialState().is_main_process)
     with bar, _greedy_mode(model), sdpa_kernel(BACKENDS):
         while batch := prompts[start:start + limit]:
             if missing.intersection(batch):
-                decode = decode or _choose_decoder(model, eos)[0]
+                decode = decode or _choose_decoder(model, ends)[0]
                 try:
-                    answers = decode(*pad_left(batch, eos, model.device), max_new_tokens)
+                    answers = decode(*pad_left(batch, pad_id, model.device), max_new_tokens)
                 except torch.OutOfMemoryError:
                     if len(batch) == 1:
                         raise
@@ -105,9 +107,16 @@ def _generate_batches(model, tokenizer, prompts: list[tuple], missing: set, max_
                     torch.cuda.empty_cache()
                     limit = len(batch) // 2
                     continue
-                yield {prompt: _to_answer(tokenizer, ids) for prompt, ids in zip(batch, answers, strict=True)}
+                yield {prompt: _to_answer(tokenizer, ids, ends)
+                       for prompt, ids in zip(batch, answers, strict=True)}
             start += len(batch)
             bar.update(len(batch))
+
+
+def end_ids(model, tokenizer) -> list[int]:
+    """What ends an answer: the tokenizer's EOS, which training appends, and the model's own end tokens."""
+    own = model.generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
 
 
 def pad_left(prompts: list, pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,29 +141,30 @@ def _greedy_mode(model):
         model.train(training)
 
 
-def _choose_decoder(model, eos_id: int):
-    """(callable (ids, mask, max_new_tokens) -> token ids per row up to EOS, most rows at a time)."""
-    if decoder := fast and fast.make_decoder(model, eos_id):
+def _choose_decoder(model, ends: list[int]):
+    """(callable (ids, mask, max_new_tokens) -> token ids per row up to an end token, most rows at a time)."""
+    if decoder := fast and len(ends) == 1 and fast.make_decoder(model, *ends):
         return decoder, MAX_ROWS_FAST
-    return partial(decode_plain, model, eos_id), MAX_ROWS[model.device.type]
+    return partial(decode_plain, model, ends), MAX_ROWS[model.device.type]
 
 
-def decode_plain(model, eos_id: int, ids, mask, max_new_tokens: int) -> list[list[int]]:
+def decode_plain(model, ends: list[int], ids, mask, max_new_tokens: int) -> list[list[int]]:
     """`generate()`, greedy, with nothing that changes the argmax."""
     greedy = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=max_new_tokens,
-                              eos_token_id=eos_id, pad_token_id=eos_id)
+                              eos_token_id=ends, pad_token_id=ends[0])
     output = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)
-    return [cut_after_eos(row, eos_id) for row in output[:, ids.shape[1]:].tolist()]
+    return [cut_after_eos(row, *ends) for row in output[:, ids.shape[1]:].tolist()]
 
 
-def cut_after_eos(ids: list[int], eos_id: int) -> list[int]:
-    """The ids up to and including the first EOS."""
-    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
+def cut_after_eos(ids: list[int], *ends: int) -> list[int]:
+    """The ids up to and including the first end token."""
+    return ids[:next((place + 1 for place, token in enumerate(ids) if token in ends), None)]
 
 
-def _to_answer(tokenizer, ids: list[int]) -> Answer:
-    stopped = ids[-1] == tokenizer.eos_token_id
-    return Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), stopped, len(ids) - stopped)
+def _to_answer(tokenizer, ids: list[int], ends: list[int]) -> Answer:
+    stopped = ids[-1] in ends
+    ids = ids[:-1] if stopped else ids  # an end token of the model's may not be special to the tokenizer
+    return Answer(tokenizer.decode(ids, skip_special_tokens=True).strip(), stopped, len(ids))
 
 
 def compare_answers(a: list[str], b: list[str]) -> dict[str, float]:

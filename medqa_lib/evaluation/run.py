@@ -57,7 +57,7 @@ class RunContext:
     def answers(self, adapter_dir: Path | None = None) -> AnswerStore:
         """The run's answers file."""
         path = self.home / "answers" / self.profile.model_slug / f"{self.name}.jsonl"
-        return AnswerStore(path, adapter_dir)
+        return AnswerStore(path, adapter_dir, self.identity["weights"])
 
 
 def count_test_questions(test, profile: Profile) -> int | None:

@@ -116,6 +116,17 @@ def test_generate_records_says_whether_an_answer_stopped(model):
     assert (cut.stopped, cut.tokens) == (False, length)
 
 
+def test_generation_stops_at_the_models_own_end_tokens_too(model, tokenizer, monkeypatch):
+    prompt = encode_prompt(tokenizer, QUESTIONS[0])
+    ids = decode_greedily(model, prompt, 12)
+    end = ids[5]  # not special to the tokenizer, as <end_of_turn> is not to some
+    length = ids.index(end)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [tokenizer.eos_token_id, end])
+    (answer,) = generate_records(model, tokenizer, [prompt], 12)
+    expected = tokenizer.decode(ids[:length]).strip()
+    assert (answer.text, answer.stopped, answer.tokens) == (expected, True, length)
+
+
 def test_generate_records_generates_a_repeated_question_once(model, tokenizer, tmp_path):
     path = tmp_path / "answers.jsonl"
     first, second, third = generate_records(
@@ -135,16 +146,18 @@ def test_generate_records_reads_without_a_model(model, tokenizer, tmp_path):
         generate_records(None, tokenizer, ["Is it new?"], 4, store=AnswerStore(path))
 
 
-@pytest.mark.parametrize("change", ["max_new_tokens", "adapter", "prompt", "eos"])
-def test_generate_records_does_not_read_what_another_setting_wrote(model, tmp_path, change):
+@pytest.mark.parametrize("change", ["max_new_tokens", "adapter", "base", "version", "prompt", "eos"])
+def test_generate_records_does_not_read_what_another_setting_wrote(model, tmp_path, monkeypatch, change):
     tokenizer, store = load_tokenizer(PROFILES["smoke"]), AnswerStore(tmp_path / "answers.jsonl")
     generate_records(model, tokenizer, QUESTIONS, 4, store)
     again = AnswerStore(tmp_path / "answers.jsonl")
     questions, new_tokens = QUESTIONS, 4
     if change == "max_new_tokens":
         new_tokens = 5
-    elif change == "adapter":
-        again.model = "another"
+    elif change in ("adapter", "base"):
+        again.model[change == "adapter"] = "another"
+    elif change == "version":
+        monkeypatch.setitem(generation.VERSIONS, "generation", 99)
     elif change == "prompt":
         questions = [[*encode_prompt(tokenizer, question), 7] for question in QUESTIONS]
     else:
@@ -230,8 +243,9 @@ def test_hash_adapter_follows_weights_and_scale_only(tmp_path):
     first = save(b"one", r=8, lora_alpha=16, base_model_name_or_path="/here")
     assert save(b"one", lora_alpha=16, r=8, base_model_name_or_path="/there") == first and len(first) == 16
     assert (
-        len({first, save(b"two", r=8, lora_alpha=16), save(b"one", r=8, lora_alpha=32), hash_adapter(None)})
-        == 4
+        len({first, save(b"two", r=8, lora_alpha=16), save(b"one", r=8, lora_alpha=32), hash_adapter(None),
+             save(b"one", r=8, lora_alpha=16, rank_pattern={"q_proj": 4})})
+        == 5
     )
 
 

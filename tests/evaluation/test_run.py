@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from smoke_adapters import SMOKE, make_adapter
 
 from medqa_lib.config import EXPERIMENTS, PROFILES
@@ -17,6 +19,7 @@ from medqa_lib.data import prepare_splits
 from medqa_lib.evaluation import generation, results
 from medqa_lib.evaluation import run as evaluation
 from medqa_lib.model import load_base_model, load_merged, load_tokenizer
+from medqa_lib.standin import model_path
 from medqa_lib.training import run as training
 
 
@@ -71,6 +74,32 @@ def test_evaluate_run_scores_the_adapter_it_is_given(adapter, splits, tmp_path):
     assert list(run.samples["answer"]) == answers[SMOKE.test_questions :]
     assert list(run.scores["words"]) == [len(answer.split()) for answer in answers[: SMOKE.test_questions]]
     assert run.metrics["trained_steps"] == 3 and run.metrics["perplexity"] > 1
+
+
+def test_replaced_weights_reuse_neither_results_nor_answers(splits, tmp_path):
+    folder = tmp_path / "models" / "my-llama"
+    shutil.copytree(model_path(SMOKE), folder)
+    profile = dataclasses.replace(SMOKE, model=str(folder))
+    before = evaluation.run_base(splits, profile, tmp_path / "home")
+    weights = load_file(folder / "model.safetensors")
+    for name, tensor in weights.items():
+        weights[name] = tensor.flip(0) if "layers" not in name else tensor
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="weights: checkpoint"):
+        evaluation.run_base(splits, profile, tmp_path / "home")
+    shutil.rmtree(before.folder)  # as the message asks
+    after = evaluation.run_base(splits, profile, tmp_path / "home")
+    fresh = evaluation.run_base(splits, profile, tmp_path / "other")
+    assert list(after.samples["answer"]) == list(fresh.samples["answer"]) != list(before.samples["answer"])
+
+
+def test_a_model_with_weights_that_are_not_finite_gives_no_result(splits, tmp_path):
+    adapter = make_adapter(tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: tensor * torch.inf for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="nan"):
+        evaluation.evaluate_run(make_context(splits, tmp_path, name="exp"), adapter)
+    assert not list(tmp_path.glob("results/*/*/metrics.json"))
 
 
 GPU = dataclasses.replace(PROFILES["gpu"], model="smollm2-135m", bertscore_encoder="all-minilm-l6-v2")
