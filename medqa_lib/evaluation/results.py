@@ -28,6 +28,11 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "data
             "sacrebleu", "bert_score", "textstat")
 PUBLISHED = Path(__file__).parents[2] / "assets" / "results"  # in a checkout: MODEL/RUN
 EXPLANATIONS = ("question", "baseline", "changed_fields")  # of an experiment; they change no result
+SAMPLE = ["question", "answer"]
+# File of a run -> its type, and a key or column that it must have.
+FILES = {"config.json": (dict, "identity"), "metrics.json": (dict, "n_test"),
+         "scores.csv": (pd.DataFrame, "question_id"), "loss.csv": (pd.DataFrame, "step"),
+         "samples.json": (list, None)}
 # Raise one whenever a change of the code changes labels, answers or scores: older results are not reused.
 VERSIONS = {"labels": 1, "generation": 1, "metrics": 1}
 RUN_ORDER = ("base", "exp_001", "exp_002", "exp_003", "exp_004", "exp_005")
@@ -151,27 +156,24 @@ def load_run(folder: str | Path) -> RunResult:
     Raises:
         UnfinishedRun: the message names the file.
     """
-    def read(name: str, kind: type):
+    folder, contents = Path(folder), []
+    for name, (kind, needed) in FILES.items():
         try:
-            content = (json.loads((folder / name).read_text("utf-8")) if kind in (dict, list) else
+            content = (json.loads((folder / name).read_text("utf-8")) if name.endswith(".json") else
                        pd.read_csv(folder / name, dtype={"question_id": str, "group": str}))
         except (OSError, ValueError) as error:
             raise UnfinishedRun(f"{folder / name} cannot be read ({error}). Run it again.") from None
-        if not isinstance(content, kind):
-            raise UnfinishedRun(f"{folder / name} holds no {kind.__name__}. Run it again.")
-        return content
-
-    folder = Path(folder)
-    config, metrics = read("config.json", dict), read("metrics.json", dict)
-    scores, losses = read("scores.csv", pd.DataFrame), read("loss.csv", pd.DataFrame)
-    samples = pd.DataFrame(read("samples.json", list), columns=["question", "answer"])
+        if not isinstance(content, kind) or (needed and needed not in content):
+            raise UnfinishedRun(f"{folder / name} is damaged: it has no {needed or kind}. Run it again.")
+        contents.append(content)
+    config, metrics, scores, losses, samples = contents
     numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
     if infinite := [name for name, value in numbers.items() if not math.isfinite(value)]:
         raise UnfinishedRun(f"{folder / 'metrics.json'}: {', '.join(infinite)} not finite. Run it again.")
-    if len(scores) != metrics.get("n_test", len(scores)):
+    if len(scores) != metrics["n_test"]:
         raise UnfinishedRun(f"{folder / 'scores.csv'} has {len(scores)} of {metrics['n_test']} rows.")
     log = folder / "log.txt"
-    return RunResult(folder, config, metrics, scores, losses, samples,
+    return RunResult(folder, config, metrics, scores, losses, pd.DataFrame(samples, columns=SAMPLE),
                      log.read_text("utf-8", "replace") if log.exists() else "")
 
 
@@ -216,7 +218,7 @@ def find_finished(folder: Path, identity: dict) -> RunResult | None:
         ValueError: it is another run's; the message lists what differs.
     """
     run = _load_finished(folder)
-    if run and (differences := identity_differences(run.config.get("identity", {}), identity)):
+    if run and (differences := identity_differences(run.config["identity"], identity)):
         raise ValueError(f"{folder} holds the results of another run:\n  " + "\n  ".join(differences) +
                          "\nMove that folder away, or set MEDQA_HOME to another one.")
     return run

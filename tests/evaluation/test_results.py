@@ -14,17 +14,19 @@ from medqa_lib.config import PROFILES
 from medqa_lib.evaluation import results
 from medqa_lib.standin import model_path
 
+METRICS = {"rouge2": 0.5, "n_test": 1}
+
 
 def save(folder, **identity):
     scores = pd.DataFrame({"question_id": ["0012"], "group": ["7"], "rouge2": [0.5]})
     losses = pd.DataFrame({"step": [0], "split": ["validation"], "loss": [2.0]})
     samples = [{"question": "What is gout?", "answer": "It is gout."}]
-    return results.save_run(folder, {"identity": identity}, {"rouge2": 0.5}, scores, losses, samples)
+    return results.save_run(folder, {"identity": identity}, METRICS, scores, losses, samples)
 
 
 def test_save_run_reads_back_what_it_wrote(tmp_path):
     run = save(tmp_path / "exp", model="m")
-    assert (run.name, run.metrics, run.log) == ("exp", {"rouge2": 0.5}, "")
+    assert (run.name, run.metrics, run.log) == ("exp", METRICS, "")
     assert run.scores.to_dict("records") == [{"question_id": "0012", "group": "7", "rouge2": 0.5}]
     assert run.samples["answer"].tolist() == ["It is gout."]
     (tmp_path / "exp" / "log.txt").write_text("step 1: loss 2.0\n")
@@ -32,11 +34,9 @@ def test_save_run_reads_back_what_it_wrote(tmp_path):
     assert list(results.load_runs(tmp_path)) == ["exp"]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{\"a\": ", b"null", b"\x00\xff\x00", b"\x80" * 99])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"a": ', b"null", b"\x00\xff\x00", b"\x80" * 99])
 @pytest.mark.parametrize("name", ["config.json", "scores.csv", "loss.csv", "samples.json", "metrics.json"])
 def test_a_damaged_file_is_named_and_its_run_is_not_finished(tmp_path, capsys, name, content):
-    if name.endswith(".csv") and content in (b"null", b"{\"a\": ", b"\x00\xff\x00"):
-        pytest.skip("a CSV file with one odd column; the number of its rows is what tells")
     run = save(tmp_path / "exp", model="m")
     path = run.folder / name
     path.unlink() if content is None else path.write_bytes(content)
@@ -49,13 +49,13 @@ def test_a_damaged_file_is_named_and_its_run_is_not_finished(tmp_path, capsys, n
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_run_whose_loss_is_not_finite_is_not_finished(tmp_path, capsys, value):
     run = save(tmp_path / "exp")
-    results.write_json_atomically(run.folder / "metrics.json", {"rouge2": 0.5, "validation_loss": value})
+    results.write_json_atomically(run.folder / "metrics.json", METRICS | {"validation_loss": value})
     assert results.load_runs(tmp_path) == {} and "validation_loss" in capsys.readouterr().out
 
 
 def test_a_run_that_lost_rows_of_its_scores_is_not_finished(tmp_path):
     run = save(tmp_path / "exp")
-    results.write_json_atomically(run.folder / "metrics.json", {"rouge2": 0.5, "n_test": 2})
+    results.write_json_atomically(run.folder / "metrics.json", METRICS | {"n_test": 2})
     with pytest.raises(results.UnfinishedRun, match="1 of 2"):
         results.load_run(run.folder)
 

@@ -148,7 +148,7 @@ def test_result_identity_names_the_test_questions_that_are_answered(
 def test_run_base_of_a_small_gpu_is_not_read_on_a_large_one(use_gpu, tmp_path, monkeypatch):
     scores = pd.DataFrame({"question_id": ["a"], "group": ["b"]})
     monkeypatch.setattr(evaluation, "evaluate_run", lambda context: results.save_run(
-        context.folder, {"identity": context.identity}, {}, scores, pd.DataFrame({"step": [0]}), []))
+        context.folder, {"identity": context.identity}, {"n_test": 1}, scores, pd.DataFrame({"step": [0]}), []))
     splits = make_splits(301)
     use_gpu(15)
     run = evaluation.run_base(splits, GPU, tmp_path)
