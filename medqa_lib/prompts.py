@@ -50,7 +50,8 @@ def strip_eos(tokenizer, rows: list[list[int]]) -> list[list[int]]:
 
 def encode_prompt(tokenizer, question: str) -> list[int]:
     """(T,) ids of the prompt: exactly those that `labels.encode_example` masks."""
-    return strip_eos(tokenizer, tokenizer([format_prompt(question)], split_special_tokens=True)["input_ids"])[0]
+    ids = tokenizer([format_prompt(question)], split_special_tokens=True)["input_ids"]
+    return strip_eos(tokenizer, ids)[0]
 
 
 def encode_chat_prompt(tokenizer, question: str) -> list[int]:
