@@ -166,6 +166,7 @@ def training_arguments(experiment: Experiment, output_dir: Path, plan,
         logging_nan_inf_filter=False,  # it would hide a loss that is not finite, and wait for the GPU
         remove_unused_columns=False,  # they are told by the signature of `forward`, which fast paths replace
         use_cpu=not on_gpu, dataloader_pin_memory=on_gpu, accelerator_config={"non_blocking": on_gpu},
+        disable_tqdm=False,  # else transformers' verbosity decides, and notebooks lose the loss table
         ddp_find_unused_parameters=False)
 
 
