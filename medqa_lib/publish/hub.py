@@ -21,9 +21,10 @@ PUBLIC_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct", "smoke-ll
 
 
 def public_name(profile: Profile | None = None) -> str:
-    """The Hub name of this profile's base model."""
+    """The Hub name of this profile's base model; of a folder on this machine the last part alone."""
     model = (profile or current_profile()).model
-    return PUBLIC_NAMES.get(model) or MODELS.get(model, model)
+    folder = Path(model).expanduser()
+    return PUBLIC_NAMES.get(model) or MODELS.get(model) or (folder.name if folder.is_dir() else model)
 
 
 def find_adapters(source: str | Path | None = None, profile: Profile | None = None) -> dict[str, Path]:

@@ -200,6 +200,11 @@ def test_public_name_is_one_that_others_can_load(model, name):
     assert hub.public_name(dataclasses.replace(SMOKE, model=model)) == name
 
 
+def test_public_name_of_a_folder_does_not_say_where_it_is(tmp_path):
+    (tmp_path / "my-llama").mkdir()
+    assert hub.public_name(dataclasses.replace(SMOKE, model=str(tmp_path / "my-llama"))) == "my-llama"
+
+
 # --- publish ---------------------------------------------------------------------------------------------------------
 
 
