@@ -309,7 +309,7 @@ def test_pairs_from_tells_words_apart_that_differ_in_marks_alone(one, other):
     assert text_key(one) != text_key(other)
     frame = rows_of(*ENGLISH)
     frame.loc[[0, 1], "question"] = [one, other]
-    frame["answer"][:2] = "Yes, it is."
+    frame.loc[[0, 1], "answer"] = "Yes, it is."
     pairs = pairs_from(frame)
     assert len(pairs) == 20 and pairs["group"].nunique() == 20
 

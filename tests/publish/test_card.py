@@ -16,6 +16,7 @@ from medqa_lib.evaluation.baselines import BASELINES
 from medqa_lib.evaluation.results import load_runs, run_identity, save_run
 from medqa_lib.evaluation.run import SAMPLE_QUESTIONS
 from medqa_lib.metrics import score_answers
+from medqa_lib.prompts import encode_prompt
 from medqa_lib.publish import hub
 from medqa_lib.publish.card import write_card
 from medqa_lib.publish.demo import Engine
@@ -205,5 +206,6 @@ def test_write_card_shows_code_that_answers_as_the_demo_does(home, tmp_path):
     code = exact + load + ask.replace("256", "8") + alone
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    _, tuned = list(Engine({"exp": adapter}, SMOKE).stream(SAMPLE_QUESTIONS[0], "exp", 8))[-1]
+    engine = Engine({"exp": adapter}, SMOKE)
+    _, (tuned, _) = list(engine.stream(encode_prompt(engine.tokenizer, SAMPLE_QUESTIONS[0]), "exp", 8))[-1]
     assert run.stdout.strip() == tuned

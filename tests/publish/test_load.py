@@ -9,6 +9,7 @@ import pytest
 from gradio_client import Client
 
 from medqa_lib.config import PROFILES
+from medqa_lib.prompts import encode_prompt
 from medqa_lib.publish.demo import RUNNING, WAITING, Engine
 from medqa_lib.publish.hub import find_adapters
 
@@ -51,6 +52,8 @@ def test_fifty_clients_get_their_own_answer_or_a_clear_busy(demo_server):
     profile = PROFILES["smoke" if smoke else "cpu"]
     engine = Engine(find_adapters(demo_server.home / "adapters" / profile.model_slug), profile)
     for i in answered:
-        assert found[i][:2] == list(engine.stream(questions[i], names[i], TOKENS))[-1], questions[i]
+        ids = encode_prompt(engine.tokenizer, questions[i])
+        texts = [text for text, _ in list(engine.stream(ids, names[i], TOKENS))[-1]]
+        assert all(map(str.startswith, found[i][:2], texts)), questions[i]  # an answer that was cut says so
     assert max(peak) - before < GROWTH_MB
     assert clients[0].predict("Is it free again?", "exp_004", TOKENS, api_name="/ask")[0]
