@@ -291,6 +291,7 @@ def _collate(collator, examples: list[dict]) -> dict:
                      for row in examples])
 
 
+@torch.no_grad()
 def _likelihood(targets, logits) -> dict:
     row, place = (targets[:, 1:-1] != IGNORE).nonzero(as_tuple=True)
     wanted = targets[row, place + 1]

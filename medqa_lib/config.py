@@ -229,7 +229,8 @@ def current_profile() -> Profile:
 
         name = "gpu" if torch.cuda.is_available() else "cpu"
     chosen["model"] = os.environ.get("MEDQA_MODEL") or chosen["model"]
-    own = {name: chosen[name] for name in ("model", "seed", "report_to", "bertscore_encoder") if chosen[name]}
+    own = {name: chosen[name] for name in ("model", "seed", "report_to", "bertscore_encoder")
+           if chosen[name] not in (None, "")}  # 0 is a seed
     return dataclasses.replace(_find(PROFILES, name, "profile"), **own)
 
 

@@ -76,8 +76,9 @@ def score_answers(predictions: Sequence[str], references: Sequence[str],
     is_latin = 2 * sum(letters) >= len(letters)
     if not is_latin:
         print("The references are not in Latin letters: BERTScore and readability are left out.")
-    predictions, references, questions = (texts and [_SPACELESS.sub(r" \g<0> ", text) for text in texts]
-                                          for texts in (predictions, references, questions))
+    predictions, references, questions = (
+        texts if texts is None else [_SPACELESS.sub(r" \g<0> ", text) for text in texts]
+        for texts in (predictions, references, questions))
     pairs = list(zip(predictions, references, strict=True))
     bar = tqdm(pairs, "scoring", unit="answer", leave=False, file=sys.stdout, disable=len(pairs) < 200)
     scores = pd.DataFrame([_score_pair(*pair, is_latin) for pair in bar])

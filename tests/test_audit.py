@@ -327,6 +327,7 @@ def test_eos_supervised_in_part(llama_like):
 def test_rows_that_are_all_cut_cannot_tell_of_eos(llama_like, policy, collator):
     report = audit_policy(tiny_llama(), llama_like, encode_cut(llama_like, policy), collator)
     require_policy(report, policy)
+    assert "no_eos" not in report["faults"] and report["policy"] == policy
 
 
 @pytest.mark.parametrize("policy", ["aligned", "preshifted", "no_eos"])

@@ -139,7 +139,8 @@ def test_what_does_not_fit_is_said_in_one_line(folder, kind):
 
 
 def test_a_whole_model_passes(folder):
-    load(folder)
+    tokenizer, base = load(folder)
+    assert len(base.get_input_embeddings().weight) == len(tokenizer)
 
 
 def test_an_added_token_for_images_does_not_matter(folder):
@@ -147,7 +148,8 @@ def test_an_added_token_for_images_does_not_matter(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<image_soft_token>"], special_tokens=True)
     tokenizer.save_pretrained(folder)
-    load(folder)
+    tokenizer, base = load(folder)
+    assert len(tokenizer) > len(base.get_input_embeddings().weight)
 
 
 def test_code_in_a_folder_is_not_run(folder):

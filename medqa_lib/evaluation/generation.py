@@ -54,9 +54,13 @@ def generate_records(model, tokenizer, questions: list, max_new_tokens: int = 25
     Raises:
         ValueError: an answer is missing and there is no model.
         torch.OutOfMemoryError: a single question does not fit.
+        ValueError: an answer is not in `store` and there is no model, or no prompt fits its context.
     """
     prompts = [tuple(encode_prompt(tokenizer, each) if isinstance(each, str) else each) for each in questions]
     room = context_length(model) - max_new_tokens if model is not None else None
+    if room is not None and room < 1:
+        raise ValueError(f"The model reads {context_length(model)} tokens, which leaves no prompt beside "
+                         f"{max_new_tokens} new ones: lower max_new_tokens.")
     if room and any(len(prompt) > room for prompt in prompts):
         print(f"{sum(len(prompt) > room for prompt in prompts)} prompts do not fit into the model's context: "
               f"of each the last {room} tokens are read.")

@@ -45,6 +45,7 @@ class TrainingPlan:
 
         return DataCollatorWithFlattening(return_flash_attn_kwargs=True)
 
+
 def plan_training(model, total_batch_size: int = 32, max_length: int = 512, *, path: str | None = None,
                   processes: int = 1, examples=None) -> TrainingPlan:
     """Choose from the GPU and the model, and leave the PEFT `model` ready for the chosen path.

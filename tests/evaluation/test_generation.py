@@ -180,6 +180,13 @@ def test_generate_records_halves_the_batch_when_memory_runs_out(model, tokenizer
     assert sizes == [5, 2, 2, 1]
 
 
+def test_generate_records_refuses_a_length_that_leaves_no_room_for_a_prompt(model, tokenizer):
+    most = model.config.max_position_embeddings
+    for length in (most, most + 5):
+        with pytest.raises(ValueError, match=f"{most} tokens.* {length} "):
+            generate_records(model, tokenizer, QUESTIONS[:1], length)
+
+
 def test_generate_records_gives_up_when_one_row_does_not_fit(model, tokenizer, monkeypatch):
     def decode(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from medqa_lib import metrics
@@ -122,6 +123,13 @@ def test_bleu_from_statistics_smooths_like_sacrebleu(match, total, lengths):
         np.array([[*lengths, *match, *total], [7, 7, 7, 6, 5, 4, 7, 6, 5, 4]], dtype=float)
     )
     assert both == pytest.approx([expected, 100.0], abs=1e-9)
+
+
+def test_score_answers_takes_columns_of_a_table_and_arrays():
+    texts = ["Take the iron tablets", "Rest"], ["Take iron tablets daily", "Sleep"], ["What helps?", "And now?"]
+    expected = metrics.score_answers(*texts)
+    for kind in (pd.Series, np.array):
+        pd.testing.assert_frame_equal(metrics.score_answers(*map(kind, texts)), expected)
 
 
 def test_score_answers_hand_worked_pair():
