@@ -28,8 +28,6 @@ class LoraSettings:
     lora_dropout: float = 0.05
     target_modules: tuple[str, ...] = QKV
     bias: str = "none"
-    use_rslora: bool = False
-    use_dora: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,6 @@ class Experiment:
     lr_scheduler_type: str = "linear"
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
-    loraplus_lr_ratio: float | None = None
     max_length: int = 512
     logging_steps: int = 50
     save_steps: int = 50

@@ -112,9 +112,9 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
 
     def build_trainer(plan):
         arguments = training.training_arguments(experiment, session.local_dir, plan, profile.report_to)
-        return training.make_trainer(model, experiment, arguments, session, eval_dataset=validation,
-                                     train_dataset=train.select_columns(["input_ids", "labels"]),
-                                     data_collator=plan.collator(collator))
+        return training.AnswerTrainer(model, arguments, session=session, eval_dataset=validation,
+                                      train_dataset=train.select_columns(["input_ids", "labels"]),
+                                      data_collator=plan.collator(collator))
 
     trainer = training.fit(build_trainer, plan, session)
     numbers = describe_training(trainer, session) | {"training_path": plan.path}

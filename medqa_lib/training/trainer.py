@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from medqa_lib.config import Experiment
 from medqa_lib.evaluation import likelihood
-from medqa_lib.labels import IGNORE_INDEX
 from medqa_lib.training import plan as planning
 from medqa_lib.training.checkpoints import checkpoint_step
 from medqa_lib.training.session import CheckpointSession, explain_save_errors
@@ -29,7 +28,9 @@ class AnswerTrainer(Trainer):
     Unlike the Trainer's own, this evaluation draws no random number, so it changes no dropout mask after it.
     """
 
-    session: CheckpointSession  # set by `make_trainer`
+    def __init__(self, *args, session: CheckpointSession, **kwargs):
+        super().__init__(*args, callbacks=[session], **kwargs)
+        self.session = session
 
     def train(self, resume_from_checkpoint: str | None = None):
         """Train to the last step. A checkpoint of it is only loaded: the Trainer would train a step more."""
@@ -40,26 +41,10 @@ class AnswerTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        padded = isinstance(self.data_collator, DataCollatorForSeq2Seq)
-        loss = likelihood.completion_loss(self.model, self.eval_dataset) if padded else self._flattened_loss()
-        logs = {"eval_loss": loss}
+        logs = {"eval_loss": likelihood.completion_loss(self.model, self.eval_dataset)}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
-
-    @torch.no_grad()
-    def _flattened_loss(self) -> float:
-        """`likelihood.completion_loss` by the faster forward pass of a fast path."""
-        self.model.eval()
-        total, tokens = 0.0, 0
-        for rows in self.eval_dataset.iter(self.args.per_device_train_batch_size):
-            examples = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-            batch = self._prepare_inputs(self.data_collator(examples))
-            answer_tokens = int((batch["labels"] != IGNORE_INDEX).sum())
-            with self.compute_loss_context_manager():
-                total += float(self.model(**batch).loss) * answer_tokens
-            tokens += answer_tokens
-        return total / tokens
 
     def floating_point_ops(self, inputs) -> int:
         """Not counted: the Trainer would count the parameters of all modules anew at every step."""
@@ -92,25 +77,6 @@ class AnswerTrainer(Trainer):
         self.session.require_owner()
         with explain_save_errors(self.args.output_dir):
             super()._save_checkpoint(*args, **kwargs)
-
-
-def make_trainer(model, experiment: Experiment, arguments: TrainingArguments, session: CheckpointSession,
-                 **data) -> AnswerTrainer:
-    """The Trainer of a run. With `loraplus_lr_ratio` LoRA's B learns that many times faster than A (LoRA+).
-
-    Args:
-        data: train_dataset, eval_dataset and data_collator, as `transformers.Trainer` takes them.
-    """
-    optimizer = None
-    if experiment.loraplus_lr_ratio:
-        from peft.optimizers import create_loraplus_optimizer
-
-        optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, lr=experiment.learning_rate,
-                                              loraplus_lr_ratio=experiment.loraplus_lr_ratio,
-                                              weight_decay=experiment.weight_decay)
-    trainer = AnswerTrainer(model, arguments, callbacks=[session], optimizers=(optimizer, None), **data)
-    trainer.session = session
-    return trainer
 
 
 def fit(build_trainer: Callable[..., AnswerTrainer], plan, session: CheckpointSession) -> AnswerTrainer:

@@ -96,9 +96,10 @@ def test_engine_without_adapters_answers_with_the_untuned_model_alone():
 
 
 def test_engine_refuses_dora(tmp_path):
-    folder = make_adapter(tmp_path / "dora", settings=LoraSettings(use_dora=True))
-    with pytest.raises(ValueError, match="dora"):
-        demo.Engine({"dora": folder}, SMOKE)
+    settings = dataclasses.make_dataclass("Dora", [("use_dora", bool, True)], bases=(LoraSettings,), frozen=True)
+    folder = make_adapter(tmp_path / "other", settings=settings())
+    with pytest.raises(ValueError, match="DoRA"):
+        demo.Engine({"other": folder}, SMOKE)
 
 
 # --- what the page shows ---------------------------------------------------------------------------------------------

@@ -1,19 +1,16 @@
 """The loss that is trained on is the cross-entropy of the next token, and what a Trainer leaves behind: log, table, arguments."""
 
-from dataclasses import replace
-
 import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from medqa_lib.config import EXPERIMENTS, PROFILES, LoraSettings
+from medqa_lib.config import EXPERIMENTS
 from medqa_lib.labels import IGNORE_INDEX, encode_example, make_collator
-from medqa_lib.model import add_lora, load_base_model
 from medqa_lib.training.plan import TrainingPlan
 from medqa_lib.training.session import CheckpointSession
-from medqa_lib.training.trainer import loss_history, loss_table, make_trainer, training_arguments
+from medqa_lib.training.trainer import AnswerTrainer, loss_history, loss_table, training_arguments
 
 
 def encode(tokenizer, policy):
@@ -35,8 +32,8 @@ def make_small_trainer(folder, tokenizer, policy, plan):
     data = Dataset.from_list(encode(tokenizer, policy))
     collator = plan.collator(make_collator(tokenizer, policy, 128))
     session = CheckpointSession(folder, folder, {})
-    return make_trainer(
-        model, experiment, arguments, session, train_dataset=data, eval_dataset=data, data_collator=collator
+    return AnswerTrainer(
+        model, arguments, session=session, train_dataset=data, eval_dataset=data, data_collator=collator
     )
 
 
@@ -78,16 +75,3 @@ def test_loss_table_has_a_line_per_step():
     )
     lines = [line.split() for line in loss_table(losses).splitlines()]
     assert lines == [["step", "train", "validation"], ["1", "2.5000"], ["50", "2.2500", "2.1250"]]
-
-
-def test_lora_plus_gives_b_its_own_rate(tmp_path):
-    experiment = replace(EXPERIMENTS["exp_004"], loraplus_lr_ratio=16.0)
-    model = add_lora(load_base_model(PROFILES["smoke"]), LoraSettings())
-    arguments = training_arguments(
-        experiment, tmp_path, TrainingPlan("padded", torch.float32, 4, 1, "by hand")
-    )
-    trainer = make_trainer(
-        model, experiment, arguments, CheckpointSession(tmp_path, tmp_path, {}), eval_dataset=[{}]
-    )
-    rates = {group["lr"] for group in trainer.optimizer.param_groups if group["params"]}
-    assert rates == {experiment.learning_rate, 16 * experiment.learning_rate}
