@@ -41,6 +41,8 @@ class Row(NamedTuple):
     options: Any = ""  # JSON; from `read_options` on a tuple of texts
     correct: Any = ""  # "option4" or "option1,option3"; from `read_options` on a tuple of places in options
     choices: str = ""  # JSON {"options": [...], "correct": 2} of a question with exactly one key
+    official: str = ""  # AfriMed-QA's own split, "train" or "test"
+    references: str = ""  # JSON list of the question's further answers
 
 
 RowStep = Callable[[Row], Row | None]

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 
 from medqa_lib import config
@@ -25,7 +26,7 @@ FILES = {"medquad": "medquad.csv", "afrimedqa": "afrimedqa_v2.csv"}  # or like i
 # Source -> a needed column of the publisher -> the field of cleaning.Row that it fills.
 REQUIRED = {"medquad": {name: name for name in ("question", "answer", "focus_area")},
             "afrimedqa": {"question_type": "kind", "question": "question", "answer_options": "options",
-                          "correct_answer": "correct", "answer_rationale": "answer"}}
+                          "correct_answer": "correct", "answer_rationale": "answer", "official": "official"}}
 
 
 def load_sources(data_dir: str | Path | None = None) -> dict[str, pd.DataFrame]:
@@ -81,11 +82,17 @@ def read_source(path: Path, name: str) -> pd.DataFrame:
 def check_source(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """The frame with the needed columns named as the publisher does; a ValueError says which it lacks.
 
-    MedQuAD's focus_area may be missing: groups then rest on questions and answers alone.
+    MedQuAD's focus_area may be missing: groups then rest on questions and answers alone. AfriMed-QA gets the
+    column official: "test" for its test split (without the column split, the experts' choices), else "train".
     """
     origin = frame.attrs.get("origin", name)
     frame = frame.rename(columns={column: str(column).strip().lower() for column in frame.columns
-                                  if str(column).strip().lower() in REQUIRED[name]})
+                                  if str(column).strip().lower() in {*REQUIRED[name], "split", "tier"}})
+    if name == "afrimedqa" and "official" not in frame:
+        kinds, tiers, splits = (frame.get(column, pd.Series("", frame.index)).astype(str).str.strip()
+                                for column in ("question_type", "tier", "split"))
+        in_test = splits == "test" if "split" in frame else (tiers == "expert") & (kinds == "mcq")
+        frame = frame.assign(official=np.where(in_test, "test", "train"))
     if name == "medquad" and "focus_area" not in frame:
         print(f"{origin}: no column focus_area, so rows about one disease cannot be kept together.")
         frame = frame.assign(focus_area="")

@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from medqa_lib.data.cleaning import Row
 from medqa_lib.data.texts import count_words, text_key
 
-COLUMNS = ("question", "answer", "source", "group", "choices", "focus_area")
+COLUMNS = ("question", "answer", "references", "source", "group", "choices", "focus_area", "official")
 SPLITS = ("train", "validation", "test")
 HELD_OUT_SHARE = 0.1  # each of validation and test
 MIN_LINK_WORDS = 8  # shorter texts ("All of the above", "Which is true?") may repeat by coincidence
@@ -176,7 +176,8 @@ def hash_splits(splits: DatasetDict) -> dict[str, str]:
     """SHA-256 of each split's content, not of its Arrow file: one JSON line per row, cells as in COLUMNS."""
     digests = {}
     for name, split in splits.items():
-        rows = zip(*map(split[:].get, COLUMNS), strict=True)
+        cells = split[:]  # splits of the first cleaning have fewer columns
+        rows = zip(*(cells[column] for column in COLUMNS if column in cells), strict=True)
         digests[name] = hashlib.sha256(b"".join(to_json(*row) + b"\n" for row in rows)).hexdigest()
     return digests
 

@@ -24,17 +24,17 @@ from medqa_lib.data import prepare as data
 # The bundled sample's splits, everywhere. They change when the sample or a rule does, and never by themselves.
 SAMPLE_SHA256 = {
     "group": {
-        "train": "744c59138a4fa4225902abb333ad7db45d28ff2560c733a10570ab67f64e1ac9",
-        "validation": "13b55e409ef68b9f441e30ce949730d7717a652432f8785abacaa4e7a62cdeab",
-        "test": "2fea15406070f645a0f64c4426e90b6943d252b8672cf324e65b61f89d4f6881",
+        "train": "94cd8d92374e425b9fd02b4af4ec23a1871b2b7509d59e0765921899cae22662",
+        "validation": "7de3352afe88c55d72163909a530f5a46793bd2e38a00f86817f62d067dfa712",
+        "test": "f8502e45e0185735883e6e9d8e537dbd74e7b447e66fda42de7734545c16f9fe",
     },
     "random": {
-        "train": "288c66758d9d1da9f6108609a457ef322bf620054cce3404b1befadf7a576f39",
-        "validation": "43b0a5c07963e8d0fa6dcf23b1e237a1ff5fece91806000f55f16d012f44e573",
-        "test": "269ee7e9cc110517a567fe340f2f2841c85329ad5c8ce4ab08bc9855df731caa",
+        "train": "00af07fd04d5f73011935b7c1176355869e5acc39a264b3f6bbc34e52f0d2071",
+        "validation": "815c47dea2314bc17696c683b46d70b08a48190f690d86616552098529a1c9e1",
+        "test": "132b229ece87e8aa50ca4ed9a067f56c6406b0925034e3c1c82811c9f11e2adb",
     },
 }
-SAMPLE_FOLDER = "c8ea908a8f0ed10d"  # of the sample and CLEANING_VERSION 1: no edit of a module changes it
+SAMPLE_FOLDER = "9993787cd79f688f"  # of the sample and CLEANING_VERSION 2: no edit of a module changes it
 REAL_DIR = os.environ.get("MEDQA_DATA_DIR")  # of the caller; the tests run without it
 
 
@@ -74,7 +74,10 @@ def test_merge_sources_counts_every_row_of_the_sample(pairs):
 
 
 def test_merge_sources_gives_text_in_every_cell_and_choices_that_hold_the_answer(pairs):
-    assert list(pairs) == ["question", "answer", "source", "group", "choices", "focus_area"]
+    assert list(pairs) == [
+        "question", "answer", "references", "source", "group", "choices", "focus_area", "official"
+    ]
+    assert pairs.groupby("source")["official"].agg(set).to_dict() == {"medquad": {""}, "afrimedqa": {"train", "test"}}
     assert all(isinstance(cell, str) for column in pairs for cell in pairs[column])
     asked = [(row, json.loads(row.choices)) for row in pairs.itertuples() if row.choices]
     assert len(asked) == 26

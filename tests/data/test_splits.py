@@ -18,7 +18,7 @@ WORDS = [f"w{i}" for i in range(40)]
 
 def make_pairs(rows: list[dict]) -> pd.DataFrame:
     """Pairs with unrelated questions and answers where a row does not say otherwise."""
-    blank = {"source": "medquad", "choices": "", "focus_area": "", "group": ""}
+    blank = {"source": "medquad", "choices": "", "references": "", "official": "", "focus_area": "", "group": ""}
     rows = [
         {
             "question": f"Question number {i} about something?",
@@ -191,6 +191,8 @@ def test_hash_splits_is_the_sha256_of_one_json_line_a_row():
             "source": "medquad",
             "group": "g",
             "choices": "",
+            "references": "",
+            "official": "",
             "focus_area": "f",
         }
     ]
