@@ -196,7 +196,7 @@ def test_hash_splits_is_the_sha256_of_one_json_line_a_row():
             "focus_area": "f",
         }
     ]
-    line = json.dumps(["Qu\u00e9?", "a\nb", "medquad", "g", "", "f"], ensure_ascii=False)
+    line = json.dumps(["Qu\u00e9?", "a\nb", "", "medquad", "g", "", "f", ""], ensure_ascii=False)
     digest = hashlib.sha256(line.encode() + b"\n").hexdigest()
     assert splits.hash_splits(DatasetDict({"test": Dataset.from_list(rows)})) == {"test": digest}
 
