@@ -77,8 +77,10 @@ def _experiments() -> dict[str, Experiment]:
                     truncation=truncation) for truncation in ("cut", "drop")]
     runs += [change(run, f"{run.name}_random", f"Does a random split that leaks inflate {run.name}?",
                     split="random") for run in (third, fourth)]
+    runs += [change(run, f"{run.name}_official", f"What does {run.name} give on an unseen exam?",
+                    split="official") for run in (fourth, fifth)]
     runs += [change(run, f"{run.name}_seed{seed}", f"How much of {run.name} is luck of the seed?", seed=seed)
-             for run in (third, fourth, fifth) for seed in (43, 44)]
+             for run in runs for seed in (43, 44)]
     return {run.name: run for run in runs}
 
 

@@ -37,7 +37,8 @@ from medqa_lib.training import trainer as training
 from medqa_lib.training.checkpoints import checkpoint_folders
 from medqa_lib.training.session import CheckpointSession
 
-UNTUNED = {"base": "group", "base_random": "random"}  # name of the untuned model's run -> its split
+# Name of the untuned model's run -> its split.
+UNTUNED = {"base": "group", "base_random": "random", "base_official": "official"}
 VALIDATION_PAIRS_WHILE_TRAINING = 400  # the curve needs fewer than the final figure, which uses all
 
 
@@ -166,7 +167,7 @@ def main() -> None:
     """Train the experiments that the command line names."""
     parser = argparse.ArgumentParser(prog="medqa_lib.training", description=__doc__)
     parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT",
-                        help="for example exp_004; `base` and `base_random` evaluate the untuned model")
+                        help="for example exp_004; or of the untuned model: " + ", ".join(UNTUNED))
     names = parser.parse_args().experiments
     make_home()
     for name in names:  # all of them before the first one takes an hour

@@ -1,0 +1,101 @@
+"""Two multiple-choice exams that published models took: AfriMed-QA's official test and MedQA.
+
+    python -m medqa_lib.evaluation.exam base exp_004     writes exam.csv into each run's results folder
+
+Two protocols, as in the lm-evaluation-harness: `letter`, is the correct option's letter the likeliest next
+token; `option`, is the text of the correct option the likeliest answer, per character (`acc_norm`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import json
+from pathlib import Path
+from urllib.request import urlopen
+
+import pandas as pd
+
+from medqa_lib.config import Profile, current_profile, data_dir, home_dir
+from medqa_lib.data.cleaning import LETTERS
+from medqa_lib.data.sources import load_sources
+from medqa_lib.evaluation.likelihood import score_options
+from medqa_lib.evaluation.results import run_folder
+from medqa_lib.model import load_merged, load_tokenizer
+
+# Results of the benchmark's authors (Olatunji et al., ACL 2025), a row per question; MedQA's hold its text.
+PUBLISHED = "https://github.com/intron-innovation/AfriMed-QA/raw/main/"
+MEDQA = "results/BioMistral-7B/medqa_BioMistral-7B_mcq_base-prompt__no_exp_0-shot_score_0.4564_1273.csv"
+MEDQA_FILE = "medqa_usmle_4_options_test.csv.gz"  # in the data folder of your settings, or below it
+
+
+def read_public(path: str, local: str | None = None) -> pd.DataFrame:
+    """A public CSV of the benchmark's repository, or the file `local` of your data folder if it is there."""
+    folder = data_dir()
+    found = next(Path(folder).glob(f"**/{local}"), None) if folder and local and folder.is_dir() else None
+    if found:
+        return pd.read_csv(found, dtype=str)
+    return pd.read_csv(io.BytesIO(urlopen(PUBLISHED + path, timeout=60).read()), dtype=str)
+
+
+def load_exams(sources: dict[str, pd.DataFrame] | None = None) -> pd.DataFrame:
+    """The questions of both exams: sample_id, exam, question, options (a list), correct (its place).
+
+    AfriMed-QA: 3,907 expert questions, the Hub's split `test` (3,910) without three that have no key or no
+    options; of several keys the first one counts, as with its authors. MedQA: the 1,273 test questions with
+    four options (Jin et al. 2021).
+    """
+    frame = (sources or load_sources())["afrimedqa"]
+    official = frame["split"] == "test" if "split" in frame else frame["tier"] == "expert"
+    rows = []
+    asked = official & (frame["question_type"] == "mcq") & (frame["correct_answer"] != "")
+    for row in frame[asked & (frame["answer_options"] != "")].to_dict("records"):
+        options = {name: text for name, text in json.loads(row["answer_options"]).items()
+                   if str(text).strip().upper() not in ("", "N/A")}
+        correct = [*options].index(row["correct_answer"].split(",")[0])
+        rows.append((row["sample_id"], "afrimedqa", row["question"], [*options.values()], correct))
+    for row in read_public(MEDQA, MEDQA_FILE).to_dict("records"):
+        options = ast.literal_eval(row["options"]) if "options" in row else {key: row[key] for key in "ABCD"}
+        correct = [*options].index(row.get("correct_answer") or row["answer"])
+        rows.append((row["sample_id"], "medqa", row["question"], [*options.values()], correct))
+    return pd.DataFrame(rows, columns=["sample_id", "exam", "question", "options", "correct"])
+
+
+def take_exam(model, tokenizer, exams: pd.DataFrame) -> pd.DataFrame:
+    """Which questions the model gets right: sample_id, exam, chance, letter (1 or 0), option (1 or 0)."""
+    stems = [" ".join(text.split()) for text in exams["question"]]
+    questions = ["\n".join([stem, *map("{}. {}".format, LETTERS, options)])
+                 for stem, options in zip(stems, exams["options"], strict=True)]
+    table = exams[["sample_id", "exam"]].assign(chance=1 / exams["options"].map(len))
+    for protocol in ("letter", "option"):
+        choices = [json.dumps({"options": list(LETTERS[:len(options)]) if protocol == "letter" else options,
+                               "correct": correct})
+                   for options, correct in zip(exams["options"], exams["correct"], strict=True)]
+        table[protocol] = score_options(model, tokenizer, questions, choices)["mcq_correct"].to_numpy(int)
+    return table
+
+
+def examine(name: str, profile: Profile | None = None, home: Path | None = None) -> pd.DataFrame:
+    """`take_exam` of a finished run ("base": the untuned model), kept as exam.csv in its results folder."""
+    profile, home = profile or current_profile(), home or home_dir()
+    path = run_folder(name, profile, home) / "exam.csv"
+    if not path.exists():
+        adapter = None if name == "base" else home / "adapters" / profile.model_slug / name
+        table = take_exam(load_merged(adapter, profile), load_tokenizer(profile), load_exams())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False, float_format="%.6g")
+    return pd.read_csv(path)
+
+
+def main() -> None:
+    """Examine the runs that the command line names."""
+    parser = argparse.ArgumentParser(prog="medqa_lib.evaluation.exam", description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    for name in parser.parse_args().runs:
+        found = examine(name).groupby("exam")[["letter", "option", "chance"]].mean()
+        print(f"{name}:\n{found.round(3)}")
+
+
+if __name__ == "__main__":
+    main()
