@@ -63,11 +63,12 @@ def load_exams(sources: dict[str, pd.DataFrame] | None = None) -> pd.DataFrame:
 
 
 def take_exam(model, tokenizer, exams: pd.DataFrame) -> pd.DataFrame:
-    """Which questions the model gets right: sample_id, exam, chance, letter (1 or 0), option (1 or 0)."""
+    """Which questions the model gets right: sample_id (16 digits), exam, chance, letter, option (1 or 0)."""
     stems = [" ".join(text.split()) for text in exams["question"]]
     questions = ["\n".join([stem, *map("{}. {}".format, LETTERS, options)])
                  for stem, options in zip(stems, exams["options"], strict=True)]
     table = exams[["sample_id", "exam"]].assign(chance=1 / exams["options"].map(len))
+    table["sample_id"] = table["sample_id"].str[:16]
     for protocol in ("letter", "option"):
         choices = [json.dumps({"options": list(LETTERS[:len(options)]) if protocol == "letter" else options,
                                "correct": correct})

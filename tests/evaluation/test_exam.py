@@ -90,4 +90,4 @@ def test_letters_and_options_are_chosen_by_their_likelihood(exams):
         for protocol, texts in (("letter", letters), ("option", asked["options"])):
             scores = [score(prompt, text) for text in texts]
             assert row[protocol] == (scores.index(max(scores)) == asked["correct"])
-        assert row["chance"] == pytest.approx(1 / len(letters)) and row["sample_id"] == asked["sample_id"]
+        assert row["chance"] == pytest.approx(1 / len(letters)) and row["sample_id"] == asked["sample_id"][:16]
