@@ -104,7 +104,7 @@ class Profile:
     total_batch_size: int | None = None
     max_length: int | None = None
     save_steps: int | None = None
-    max_new_tokens: int = 256
+    max_new_tokens: int = 512
     validation_pairs: int | None = None
     test_questions: int | None = None
     bertscore_encoder: str | None = None

@@ -3,8 +3,9 @@
 `score_answers` gives a row per example, `summarize_scores` the numbers of a table; `evaluation.significance`
 resamples the rows, `evaluation/evaluate_metric.py` is the panel as an `evaluate.Metric`.
 
-Units: ROUGE, token F1, BERTScore and shares are in 0..1, BLEU in 0..100, readability in US school grades.
-An empty answer or reference scores 0 in every metric (but two empty ones have token F1 = 1, as in SQuAD 2.0).
+Units: ROUGE, token F1, BERTScore and shares are in 0..1, BLEU and chrF in 0..100, readability in US school
+grades. An empty answer or reference scores 0 in every metric (but two empty ones have token F1 = 1, as in
+SQuAD 2.0). Of several references the best counts; BLEU takes their n-grams together.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import functools
 import re
 import string
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import regex
 from tqdm import tqdm
+
+from medqa_lib.evaluation.overlap import f1, list_ngrams, score_chrf, score_rouge, tokenize_rouge
 
 HIGHEST_GRADE = 24.0  # an answer without a full stop is one endless sentence: grade 8,811 was seen
 BLEU_COLUMNS = ("bleu_hyp_len", "bleu_ref_len",
@@ -32,6 +33,10 @@ METRICS = {
     "rouge2": ("ROUGE-2 F1", 1),
     "rougeL": ("ROUGE-L F1", 1),
     "bleu": ("BLEU (0-100)", 1),
+    "bleu_brevity_penalty": ("BLEU's brevity penalty", 0),
+    "bleu_length_ratio": ("BLEU's length ratio", 0),
+    "sentence_bleu": ("Sentence BLEU (0-100)", 1),
+    "chrf": ("chrF (0-100)", 1),
     "token_f1": ("Token F1", 1),
     "bertscore_f1": ("BERTScore F1", 1),
     "mcq_accuracy": ("Multiple choice (share correct)", 1),
@@ -48,17 +53,19 @@ LATIN_ONLY = ("bertscore_f1", "flesch_kincaid", "smog")
 _WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+")
 _SPACELESS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 # Metric -> the columns that are summed over examples first; any other metric is the mean of its own column.
-CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "length_ratio": ("words", "reference_words"),
+CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "bleu_brevity_penalty": BLEU_COLUMNS[:2],
+                  "bleu_length_ratio": BLEU_COLUMNS[:2], "length_ratio": ("words", "reference_words"),
                   "mcq_accuracy": ("mcq_correct", "mcq_asked")}
 
 
-def score_answers(predictions: Sequence[str], references: Sequence[str],
+def score_answers(predictions: Sequence[str], references: Sequence[str | Sequence[str]],
                   questions: Sequence[str] | None = None, encoder: str | None = None,
                   stopped: Sequence[bool] | None = None) -> pd.DataFrame:
     """Score each answer against its reference.
 
     Args:
-        predictions, references: N texts each.
+        predictions: N texts.
+        references: N texts, or lists of them: the reference, then further ones.
         questions: N texts; they add `question_copy_share`.
         encoder: a key of `standin.ENCODERS`; it adds `bertscore_f1`. None skips BERTScore.
         stopped: N flags, whether the model ended the answer with EOS; they add `eos_rate`.
@@ -72,21 +79,22 @@ def score_answers(predictions: Sequence[str], references: Sequence[str],
         >>> score_answers(["Rest and fluids"], ["Rest, fluids"]).loc[0, "rouge1"]
         0.8
     """
-    letters = [letter.isascii() for text in references for letter in text if letter.isalpha()]
+    references = [[texts] if isinstance(texts, str) else list(texts) for texts in references]
+    letters = [letter.isascii() for texts in references for letter in texts[0] if letter.isalpha()]
     is_latin = 2 * sum(letters) >= len(letters)
     if not is_latin:
         print("The references are not in Latin letters: BERTScore and readability are left out.")
-    predictions, references, questions = (
-        texts if texts is None else [_SPACELESS.sub(r" \g<0> ", text) for text in texts]
-        for texts in (predictions, references, questions))
+    space = functools.partial(_SPACELESS.sub, r" \g<0> ")
+    predictions, references = map(space, predictions), [list(map(space, texts)) for texts in references]
     pairs = list(zip(predictions, references, strict=True))
     bar = tqdm(pairs, "scoring", unit="answer", leave=False, file=sys.stdout, disable=len(pairs) < 200)
     scores = pd.DataFrame([_score_pair(*pair, is_latin) for pair in bar])
+    scores["sentence_bleu"] = sentence_bleu(scores[list(BLEU_COLUMNS)].to_numpy(float))
     if encoder and is_latin:
         scores["bertscore_f1"] = _score_bert(pairs, encoder)
     if questions is not None:
-        scores["question_copy_share"] = [_share_copied(answer, question) for answer, question
-                                         in zip(predictions, questions, strict=True)]
+        scores["question_copy_share"] = [_share_copied(answer, space(question)) for (answer, _), question
+                                         in zip(pairs, questions, strict=True)]
     if stopped is not None:
         scores["eos_rate"] = list(map(float, stopped))
     return scores[[name for name in (*METRICS, "reference_words", *BLEU_COLUMNS)
@@ -99,12 +107,27 @@ def corpus_metrics(*args, **kwargs) -> dict[str, float]:
 
 
 def summarize_scores(scores: pd.DataFrame) -> dict[str, float]:
-    """Means over examples, CORPUS_METRICS from their sums, and `n`. Other columns are left out."""
+    """Means over the rows that `count_rows` gives, CORPUS_METRICS from their sums, and `n`, free questions.
+
+    Other columns are left out.
+    """
     if scores.empty:
         raise ValueError("There are 0 scored answers; expected at least 1. Check the split.")
-    sums = {name: scores[list(columns_of(name))].to_numpy(float).sum(axis=0)
-            for name in METRICS if {*columns_of(name)} <= {*scores}}
-    return {name: float(evaluate_sums(name, sums[name], len(scores))) for name in sums} | {"n": len(scores)}
+    counted = {name: count_rows(name, scores) for name in METRICS if {*columns_of(name)} <= {*scores}}
+    sums = {name: rows @ scores[[*columns_of(name)]].to_numpy(float) for name, rows in counted.items()}
+    numbers = {name: float(evaluate_sums(name, sums[name], rows.sum())) for name, rows in counted.items()}
+    return numbers | {"n": int(count_rows("", scores).sum())}
+
+
+def count_rows(metric: str, scores: pd.DataFrame) -> np.ndarray:
+    """(N,) 1.0 for rows that the metric is about, else 0.0. Texts of multiple-choice questions never count.
+
+    Without a column `kind`, or without a free question, all rows do.
+    """
+    if metric == "mcq_accuracy":
+        return scores["mcq_asked"].to_numpy(float)
+    free = (scores["kind"] == "free").to_numpy(float) if "kind" in scores else np.zeros(len(scores))
+    return free if free.any() else np.ones(len(scores))
 
 
 def columns_of(metric: str) -> tuple[str, ...]:
@@ -116,9 +139,11 @@ def evaluate_sums(metric: str, sums: np.ndarray, examples: np.ndarray | int) -> 
     """(...) values of a metric from (..., K) sums of its columns over (...) numbers of examples."""
     if metric == "bleu":
         return bleu_from_statistics(sums)
+    if metric == "bleu_brevity_penalty":
+        return penalize_brevity(sums)
     if metric in CORPUS_METRICS:  # a ratio of sums: short references would dominate a mean of ratios
         return sums[..., 0] / np.maximum(sums[..., 1], 1)
-    return sums[..., 0] / examples
+    return sums[..., 0] / np.maximum(examples, 1)
 
 
 def bleu_from_statistics(statistics: np.ndarray) -> np.ndarray:
@@ -129,30 +154,45 @@ def bleu_from_statistics(statistics: np.ndarray) -> np.ndarray:
     Returns:
         (...) BLEU in 0..100, equal to `sacrebleu.corpus_bleu` on the same sums.
     """
-    hyp_len, ref_len = statistics[..., 0], statistics[..., 1]
     match, total = statistics[..., 2:6], statistics[..., 6:10]
     # An order without a match counts as 1 / 2^k of a match, k being the number of such orders so far.
     smooth = 0.5 ** np.cumsum(match == 0, axis=-1)
     precision = np.where(match == 0, smooth, match) / np.maximum(total, 1)
-    brevity = np.exp(np.minimum(0.0, 1 - ref_len / np.maximum(hyp_len, 1)))
     defined = (match.sum(axis=-1) > 0) & (total.min(axis=-1) > 0)
-    return np.where(defined, 100 * brevity * np.exp(np.log(precision).mean(axis=-1)), 0.0)
+    bleu = 100 * penalize_brevity(statistics) * np.exp(np.log(precision).mean(axis=-1))
+    return np.where(defined, bleu, 0.0)
 
 
-def _score_pair(prediction: str, reference: str, is_latin: bool) -> dict[str, float]:
+def sentence_bleu(statistics: np.ndarray) -> np.ndarray:
+    """(N,) BLEU in 0..100 of each of (N, 10) rows, as `nltk.translate.bleu_score.sentence_bleu` defines it.
+
+    With its smoothing method 1, an order without a match counts as 0.1 of one. Tokens are sacrebleu's.
+    """
+    match = np.where(statistics[:, 2:6] == 0, 0.1, statistics[:, 2:6])
+    precision = np.exp(np.log(match / np.maximum(statistics[:, 6:10], 1)).mean(axis=1))
+    return np.where(statistics[:, 2] > 0, 100 * penalize_brevity(statistics) * precision, 0.0)
+
+
+def penalize_brevity(statistics: np.ndarray) -> np.ndarray:
+    """(...) BLEU's factor for answers that are shorter than their references, from (..., 2 or more) sums."""
+    return np.exp(np.minimum(0.0, 1 - statistics[..., 1] / np.maximum(statistics[..., 0], 1)))
+
+
+def _score_pair(prediction: str, references: Sequence[str], is_latin: bool) -> dict[str, float]:
     import textstat
 
-    words = prediction.split()
-    bleu = _bleu_scorer().sentence_score(prediction, [reference])
-    statistics = (bleu.sys_len, bleu.ref_len, *bleu.counts, *bleu.totals)
+    bleu, words = _bleu_scorer().sentence_score(prediction, references), prediction.split()
+    tokens = [tokenize_rouge(text) if is_latin else _WORD.findall(text) for text in (prediction, *references)]
+    overlaps = [{**score_rouge(tokens[0], others), "token_f1": _score_token_f1(prediction, text),
+                 "chrf": score_chrf(prediction, text)}
+                for text, others in zip(references, tokens[1:], strict=True)]
     return {
-        **_score_rouge(*map(_rouge_tokenizer() if is_latin else _WORD.findall, (prediction, reference))),
-        "token_f1": _score_token_f1(prediction, reference),
+        **{name: max(overlap[name] for overlap in overlaps) for name in overlaps[0]},
         "repeated_4gram_share": _share_repeated(words),
-        "words": len(words), "reference_words": len(reference.split()),
+        "words": len(words), "reference_words": len(references[0].split()),
         "flesch_kincaid": min(HIGHEST_GRADE, textstat.flesch_kincaid_grade(prediction)),
         "smog": min(HIGHEST_GRADE, textstat.smog_index(prediction)),
-        **dict(zip(BLEU_COLUMNS, statistics, strict=True)),
+        **dict(zip(BLEU_COLUMNS, (bleu.sys_len, bleu.ref_len, *bleu.counts, *bleu.totals), strict=True)),
     }
 
 
@@ -163,47 +203,10 @@ def _bleu_scorer():
     return sacrebleu.BLEU(effective_order=True)  # only silences a warning: the counts do not depend on it
 
 
-@functools.cache
-def _rouge_tokenizer():
-    """rouge_score's, with a cache of stems: they take most of its time."""
-    from nltk.stem.porter import PorterStemmer
-    from rouge_score import tokenize
-
-    stemmer = SimpleNamespace(stem=functools.lru_cache(maxsize=100_000)(PorterStemmer().stem))
-    return lambda text: tokenize.tokenize(text, stemmer)
-
-
-def _score_rouge(tokens: Sequence[str], others: Sequence[str]) -> dict[str, float]:
-    """F1 of shared words, pairs of words and of the longest common subsequence, as in rouge_score."""
-    scores = {f"rouge{n}": _f1(_list_ngrams(tokens, n), _list_ngrams(others, n)) for n in (1, 2)}
-    common = count_common_subsequence(tokens, others)
-    return scores | {"rougeL": 2 * common / max(1, len(tokens) + len(others))}
-
-
-def _f1(items: Sequence, others: Sequence) -> float:
-    """F1 of two bags: shared items count as often as they are in both."""
-    return 2 * (Counter(items) & Counter(others)).total() / max(1, len(items) + len(others))
-
-
-def count_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the table at a time in the bits of one integer.
-
-    Hyyro (2004), "Bit-parallel LCS-length computation revisited": rouge_score's number, much sooner.
-    """
-    positions: dict[str, int] = {}
-    for index, token in enumerate(first):
-        positions[token] = positions.get(token, 0) | 1 << index
-    full = row = (1 << len(first)) - 1
-    for token in second:
-        matches = row & positions.get(token, 0)
-        row = (row + matches | row - matches) & full
-    return len(first) - row.bit_count()
-
-
 def _score_token_f1(prediction: str, reference: str) -> float:
     """SQuAD's F1: bags of lower-case words without punctuation and articles."""
     tokens, others = _normalize_words(prediction), _normalize_words(reference)
-    return _f1(tokens, others) if tokens or others else 1.0
+    return f1(tokens, others) if tokens or others else 1.0
 
 
 def _normalize_words(text: str) -> list[str]:
@@ -211,13 +214,9 @@ def _normalize_words(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
-def _list_ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
-
-
 def _share_repeated(words: Sequence[str]) -> float:
     """Share of the 4-grams that have stood in the same answer before."""
-    ngrams = _list_ngrams(words, 4)
+    ngrams = list_ngrams(words, 4)
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
@@ -227,12 +226,12 @@ def _share_copied(answer: str, question: str) -> float:
     n = min(4, len(question_words))
     if not words or n == 0:
         return 0.0
-    asked = set(_list_ngrams(question_words, n))
-    starts = [start for start, ngram in enumerate(_list_ngrams(words, n)) if ngram in asked]
+    asked = set(list_ngrams(question_words, n))
+    starts = [start for start, ngram in enumerate(list_ngrams(words, n)) if ngram in asked]
     return len({start + k for start in starts for k in range(n)}) / len(words)
 
 
-def _score_bert(pairs: Sequence[tuple[str, str]], encoder: str) -> np.ndarray:
+def _score_bert(pairs: Sequence[tuple[str, list[str]]], encoder: str) -> np.ndarray:
     """(N,) BERTScore F1, not rescaled, 32 pairs of similar length at a time."""
     from bert_score import BERTScorer
 
@@ -240,11 +239,11 @@ def _score_bert(pairs: Sequence[tuple[str, str]], encoder: str) -> np.ndarray:
 
     scorer = BERTScorer(model_type=fetch_encoder(encoder), num_layers=ENCODERS[encoder])
     scores = np.zeros(len(pairs))
-    order = [row for row, pair in enumerate(pairs) if pair[0].strip() and pair[1].strip()]
-    order.sort(key=lambda row: max(map(len, pairs[row])), reverse=True)
+    order = [row for row, (answer, texts) in enumerate(pairs) if answer.strip() and texts[0].strip()]
+    order.sort(key=lambda row: max(map(len, [pairs[row][0], *pairs[row][1]])), reverse=True)
     for start in tqdm(range(0, len(order), 32), desc="BERTScore", unit="batch", leave=False, file=sys.stdout,
                       disable=len(order) < 200):
         rows = order[start:start + 32]
-        texts, references = zip(*(pairs[row] for row in rows), strict=True)
-        scores[rows] = scorer.score(list(texts), list(references))[2].numpy()
+        answers, references = zip(*(pairs[row] for row in rows), strict=True)
+        scores[rows] = scorer.score(list(answers), list(references))[2].numpy()
     return scores

@@ -46,7 +46,7 @@ def _score_baseline(context: evaluation.RunContext) -> RunResult | None:
     answers = _answer(context, test)
     if answers is None:
         return None
-    scores = evaluation.score_test(test, answers[:len(test)], context.profile)
+    scores = evaluation.score_test(context, test, answers[:len(test)])
     if context.name != "baseline_chat_template":
         scores = scores.drop(columns="eos_rate")
     samples = [{"question": question, "answer": answer.text} for question, answer

@@ -34,7 +34,7 @@ FILES = {"config.json": (dict, "identity"), "metrics.json": (dict, "n_test"),
          "scores.csv": (pd.DataFrame, "question_id"), "loss.csv": (pd.DataFrame, "step"),
          "samples.json": (list, None)}
 # Raise one whenever a change of the code changes labels, answers or scores: older results are not reused.
-VERSIONS = {"labels": 1, "generation": 1, "metrics": 1}
+VERSIONS = {"labels": 1, "generation": 1, "metrics": 2}
 RUN_ORDER = ("base", "exp_001", "exp_002", "exp_003", "exp_004", "exp_005")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import json
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -23,6 +25,11 @@ from medqa_lib.evaluation.lock import lock_run
 from medqa_lib.evaluation.results import RunResult
 from medqa_lib.labels import UNUSABLE, encode_split
 from medqa_lib.model import check_model, context_length, load_base_model, load_merged, load_tokenizer
+
+try:
+    from medqa_lib.data.splits import train_overlap
+except ImportError:
+    train_overlap = None
 
 # Written for this project, none of them from a data set: each run's answers to them may be shown.
 SAMPLE_QUESTIONS = (
@@ -137,7 +144,7 @@ def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: p
     torch.cuda.empty_cache()
     if not is_main_process():
         return None
-    scores = score_test(test, answers[:len(test)], context.profile)
+    scores = score_test(context, test, answers[:len(test)])
     asked = int(options["mcq_asked"].sum())
     if asked:
         scores = pd.concat([scores, options], axis=1)
@@ -171,11 +178,21 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test) -> tuple[dic
     return numbers, answers, likelihood.score_options(model, tokenizer, questions, list(test["choices"]))
 
 
-def score_test(test, answers, profile: Profile) -> pd.DataFrame:
-    """score_answers' frame, with what identifies a row but does not show it."""
-    questions = list(test["question"])
-    scores = metrics.score_answers([answer.text for answer in answers], list(test["answer"]), questions,
-                                   profile.bertscore_encoder, [answer.stopped for answer in answers])
-    about = pd.DataFrame({"question_id": list(map(results.question_id, questions)),
-                          "source": list(test["source"]), "group": list(map(str, test["group"]))})
+def score_test(context: RunContext, test, answers) -> pd.DataFrame:
+    """score_answers' frame, with what identifies a row but does not show it.
+
+    `kind` is "mcq" where the question lists options, else "free"; `train_overlap` which share of the
+    reference's words stands inside 13 words that are verbatim in a training answer.
+    """
+    rows, texts = test.to_pandas(), [answer.text for answer in answers]
+    further = rows["references"] if "references" in rows else [""] * len(rows)
+    references = [[text, *json.loads(more or "[]")]
+                  for text, more in zip(rows["answer"], further, strict=True)]
+    scores = metrics.score_answers(texts, references, list(rows["question"]),
+                                   context.profile.bertscore_encoder, [answer.stopped for answer in answers])
+    has_options = rows["question"].str.contains("\nA. ", regex=False)
+    about = pd.DataFrame({"question_id": rows["question"].map(results.question_id), "source": rows["source"],
+                          "group": rows["group"].map(str), "kind": np.where(has_options, "mcq", "free")})
+    if train_overlap:
+        about["train_overlap"] = train_overlap({**context.splits, "test": test})
     return pd.concat([about, scores], axis=1)

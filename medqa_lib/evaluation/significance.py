@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from medqa_lib.metrics import METRICS, columns_of, evaluate_sums
+from medqa_lib.metrics import METRICS, columns_of, count_rows, evaluate_sums
 
 ALPHA = 0.05
 DIRECTIONS = {"validation_loss": -1} | {name: direction for name, (_, direction) in METRICS.items()}
-NOT_TESTED = ("words",)  # length_ratio is the same question
+NOT_TESTED = ("words", "bleu_length_ratio", "bleu_brevity_penalty")  # length_ratio is the same question
+PERCENT = ("bleu", "sentence_bleu", "chrf")  # 0 to 100
 FEWEST_GROUPS = 5  # effective ones; with fewer 16% to 49% of 150 simulated null differences left 0 out
 CHUNK = 500  # resamples at a time: 500 x 1,800 groups take 7 MB
 LENGTHS = {"under 50 words": (0, 50), "50-99 words": (50, 100), "100-199 words": (100, 200),
@@ -48,15 +49,17 @@ def compare_pairs(runs: dict[str, pd.DataFrame], pairs: Sequence[tuple[str, str]
         raise ValueError("There is nothing to compare: give at least one run beside the untuned model's.")
     base = runs[pairs[0][0]]
     aligned = {name: _align_questions(base, runs[name]) for pair in pairs for name in pair}
-    codes, groups = pd.factorize(base["group"])
+    codes = pd.factorize(base["group"])[0]
     needed = dict.fromkeys((name, metric) for first, second, metric in tests for name in (first, second))
     n_resamples = max(n_resamples, round(10 * len(tests) / ALPHA))  # so that p_holm can fall to ALPHA / 5
     values = _resample(aligned, list(needed), codes, n_resamples, seed)
-    effective = len(codes) ** 2 / (np.bincount(codes) ** 2).sum()  # Kish: fewer, where sizes differ
+    sizes = {metric: np.bincount(codes, count_rows(metric, base)) for _, _, metric in tests}
+    scale = dict.fromkeys(PERCENT, 100)
     return _correct_holm(pd.DataFrame([
         {"pair": f"{first} -> {second}", "metric": metric,
-         **_judge(values[first, metric], values[second, metric], effective, 100 if metric == "bleu" else 1),
-         "n": len(codes), "groups": len(groups)} for first, second, metric in tests]))
+         **_judge(values[first, metric], values[second, metric], sizes[metric], scale.get(metric, 1)),
+         "n": int(sizes[metric].sum()), "groups": np.count_nonzero(sizes[metric])}
+        for first, second, metric in tests]))
 
 
 def compare_runs(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics: Sequence[str] | None = None,
@@ -78,6 +81,8 @@ def compare_slices(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame,
                    metrics: Sequence[str] | None = None) -> pd.DataFrame:
     """`compare_runs` by source, kind of question and length of reference (column `slice`); Holm over all."""
     tuned_scores, words = _align_questions(base_scores, tuned_scores), base_scores["reference_words"]
+    base_scores, tuned_scores = (scores.drop(columns="kind", errors="ignore")
+                                 for scores in (base_scores, tuned_scores))
     masks = {name: base_scores["source"] == name for name in sorted(base_scores["source"].unique())}
     if "mcq_asked" in base_scores:
         choice = base_scores["mcq_asked"] > 0
@@ -163,11 +168,12 @@ def _resample(runs: dict[str, pd.DataFrame], needed: list[tuple[str, str]], code
     Args:
         codes: (N,) the group of each question, 0 to G - 1.
     """
-    columns = {(run, column): runs[run][column].to_numpy(float)
+    columns = {(run, column): runs[run][column].to_numpy(float) * count_rows(metric, runs[run])
                for run, metric in needed for column in columns_of(metric)}
     if missing := sorted({column for (_, column), values in columns.items() if np.isnan(values).any()}):
         raise ValueError(f"Some answers have no score in {', '.join(missing)}. Score the run again.")
-    sums = pd.DataFrame(columns).assign(n=1.0).groupby(codes).sum().to_numpy()  # (G, K + 1)
+    rows = count_rows("", runs[needed[0][0]])
+    sums = pd.DataFrame(columns).assign(n=rows).groupby(codes).sum().to_numpy()  # (G, K + 1)
     groups, places = len(sums), {key: place for place, key in enumerate(columns)}
     rng, parts = np.random.default_rng(seed), [sums.sum(axis=0, keepdims=True)]  # the observed data first
     for start in range(0, n_resamples, CHUNK):
@@ -181,11 +187,11 @@ def _resample(runs: dict[str, pd.DataFrame], needed: list[tuple[str, str]], code
         for run, metric in needed}
 
 
-def _judge(base: np.ndarray, tuned: np.ndarray, groups: float, scale: float) -> dict[str, float]:
+def _judge(base: np.ndarray, tuned: np.ndarray, sizes: np.ndarray, scale: float) -> dict[str, float]:
     """Differences, intervals and p from (1 + R,) values, the observed ones first; no percentage of about 0.
 
     Args:
-        groups: their effective number.
+        sizes: (G,) how many questions each group has. Kish: where they differ, fewer groups are effective.
         scale: the metric's largest value.
     """
     from scipy.stats import norm, t
@@ -194,6 +200,7 @@ def _judge(base: np.ndarray, tuned: np.ndarray, groups: float, scale: float) -> 
     with np.errstate(divide="ignore", invalid="ignore"):
         percent = 100 * delta / np.abs(base)
     percent[~np.isfinite(percent) | (np.abs(base[0]) < 1e-3 * scale)] = np.nan
+    groups = sizes.sum() ** 2 / max(1, (sizes**2).sum())
     names, ends, p = ("ci_low", "ci_high", "percent_low", "percent_high"), [np.nan] * 4, 1.0
     if groups >= FEWEST_GROUPS:
         expansion = np.sqrt(groups / (groups - 1))

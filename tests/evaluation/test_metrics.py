@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from medqa_lib import metrics
+from medqa_lib.evaluation import overlap
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = """the a an of and or in with patients fever cough treatment diagnosis usually children adults doctor's blood-pressure
@@ -61,6 +62,74 @@ def test_score_answers_equals_rouge_score(scores):
             scores[name], [score[name].fmeasure for score in expected], atol=1e-9, err_msg=name
         )
     assert 0.2 < scores["rougeL"].mean() < 0.9
+
+
+ODD = [("多喝水 多", "多喝茶"), ("é", "e\u0301x"), ("a", "b"), ("ab", "ab"), (" ", "x"), ("a\ud800b", "ab")]
+
+
+def test_score_answers_equals_sacrebleus_chrf():
+    import sacrebleu
+
+    chrf = sacrebleu.CHRF()
+    pairs = [*PAIRS, *ODD]
+    expected = [chrf.sentence_score(answer, [reference]).score for answer, reference in pairs]
+    assert [overlap.score_chrf(*pair) for pair in pairs] == pytest.approx(expected, abs=1e-9)
+    assert len({round(score) for score in expected}) > 30
+
+
+def tokenize_13a(text):
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    return Tokenizer13a()(text).split()
+
+
+@pytest.mark.filterwarnings("ignore:\nThe hypothesis")
+def test_sentence_bleu_equals_nltk(scores):
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    smooth = SmoothingFunction().method1
+    expected = [
+        100 * sentence_bleu([tokenize_13a(reference)], tokenize_13a(answer), smoothing_function=smooth)
+        for answer, reference in PAIRS
+    ]
+    np.testing.assert_allclose(scores["sentence_bleu"], expected, atol=1e-9)
+    assert 5 < scores["sentence_bleu"].mean() < 60
+
+
+@pytest.mark.filterwarnings("ignore:\nThe hypothesis")
+def test_of_several_references_the_best_counts():
+    import sacrebleu
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+    from rouge_score import rouge_scorer
+
+    answers, firsts = PREDICTIONS[7:47], REFERENCES[7:47]
+    others = [f"{answer} and again" if row % 6 == 1 else firsts[row - 1] for row, answer in enumerate(answers)]
+    references = [[first, others[row], "Rest and drink."][: 1 + row % 3] for row, first in enumerate(firsts)]
+    found = metrics.score_answers(answers, references)
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    for row, (answer, texts) in enumerate(zip(answers, references, strict=True)):
+        for name, score in scorer.score_multi(texts, answer).items():
+            assert found[name][row] == pytest.approx(score.fmeasure)
+        assert found["chrf"][row] == pytest.approx(sacrebleu.CHRF().sentence_score(answer, texts).score)
+        nltk = sentence_bleu([*map(tokenize_13a, texts)], tokenize_13a(answer), smoothing_function=SmoothingFunction().method1)
+        assert found["sentence_bleu"][row] == pytest.approx(100 * nltk)
+    padded = [[*texts, None, None][:3] for texts in references]
+    expected = sacrebleu.BLEU().corpus_score(answers, list(zip(*padded, strict=True)))
+    summary = metrics.summarize_scores(found)
+    assert summary["bleu"] == pytest.approx(expected.score)
+    assert summary["bleu_brevity_penalty"] == pytest.approx(expected.bp) and expected.bp < 1
+    assert summary["bleu_length_ratio"] == pytest.approx(expected.sys_len / expected.ref_len)
+    assert found["rouge2"].mean() > metrics.score_answers(answers, firsts)["rouge2"].mean()
+    assert list(found["reference_words"]) == [len(text.split()) for text in firsts]
+
+
+def test_summarize_scores_leaves_the_texts_of_multiple_choice_out():
+    scores = pd.DataFrame({"rouge1": [0.2, 0.9, 0.4], "words": [3, 1, 5], "reference_words": [4, 1, 4],
+                           "kind": ["free", "mcq", "free"], "mcq_asked": [0, 1, 0], "mcq_correct": [0, 1, 0]})
+    summary = metrics.summarize_scores(scores)
+    assert summary == pytest.approx({"rouge1": 0.3, "words": 4, "length_ratio": 1, "mcq_accuracy": 1, "n": 2})
+    assert metrics.summarize_scores(scores.drop(columns="kind"))["rouge1"] == pytest.approx(0.5)
+    assert metrics.summarize_scores(scores.iloc[1:2])["rouge1"] == 0.9, "there is no free one"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +261,7 @@ def test_count_common_subsequence_equals_table():
     rng = random.Random(2)
     for _ in range(200):
         first, second = ([rng.choice("abcde") for _ in range(rng.randint(0, 90))] for _ in range(2))
-        assert metrics.count_common_subsequence(first, second) == _lcs_table(first, second)[-1][-1]
+        assert overlap.count_common_subsequence(first, second) == _lcs_table(first, second)[-1][-1]
 
 
 def test_summarize_scores_ignores_what_is_no_metric(scores):

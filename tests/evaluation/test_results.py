@@ -90,8 +90,9 @@ def test_identity_holds_the_hubs_commit(dead_hub):
 def test_another_version_of_the_project_does_not_reuse_a_run(tmp_path, monkeypatch, what):
     before = identity_of("smoke-llama")
     save(tmp_path / "exp", **before)
+    old = results.VERSIONS[what]
     monkeypatch.setitem(results.VERSIONS, what, 99)
-    with pytest.raises(ValueError, match=f"versions.{what}: checkpoint 1, this run 99"):
+    with pytest.raises(ValueError, match=f"versions.{what}: checkpoint {old}, this run 99"):
         results.find_finished(tmp_path / "exp", identity_of("smoke-llama"))
 
 

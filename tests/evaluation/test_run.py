@@ -76,6 +76,19 @@ def test_evaluate_run_scores_the_adapter_it_is_given(adapter, splits, tmp_path):
     assert run.metrics["trained_steps"] == 3 and run.metrics["perplexity"] > 1
 
 
+def test_score_test_says_what_a_row_is_and_takes_further_references(splits, tmp_path):
+    test = Dataset.from_dict({
+        "question": ["What is gout?", "Which vitamin?\nA. B12\nB. C"], "answer": ["A joint disease.", "C"],
+        "references": ['["Gout is arthritis caused by urate."]', ""], "source": ["medquad", "afrimedqa"],
+        "group": ["a", "b"], "choices": ["", '{"options": ["B12", "C"], "correct": 1}'], "focus_area": ["gout", ""]})
+    answers = [generation.Answer("Gout is arthritis caused by urate.", True, 8), generation.Answer("B12", True, 2)]
+    scores = evaluation.score_test(make_context(splits, tmp_path), test, answers)
+    assert scores["kind"].tolist() == ["free", "mcq"]
+    assert scores["rouge2"].tolist() == [1, 0] and scores["reference_words"].tolist() == [3, 1]
+    without = evaluation.score_test(make_context(splits, tmp_path), test.remove_columns("references"), answers)
+    assert without["rouge2"][0] == 0
+
+
 def test_replaced_weights_reuse_neither_results_nor_answers(splits, tmp_path):
     folder = tmp_path / "models" / "my-llama"
     shutil.copytree(model_path(SMOKE), folder)
@@ -181,6 +194,8 @@ def test_published_runs_still_have_the_identity_that_a_large_gpu_gives(use_gpu, 
     assert len(PUBLISHED) > 20
     for path in PUBLISHED:
         saved = json.loads(path.read_text())["identity"]
+        if saved["versions"]["metrics"] < results.VERSIONS["metrics"]:
+            continue  # of an earlier study
         name = "base" if path.parent.name.startswith(("base", "baseline")) else path.parent.name
         monkeypatch.setattr(evaluation, "hash_splits", lambda _splits, saved=saved: saved["data"])
         assert evaluation.result_identity(EXPERIMENTS.get(name), GPU, make_splits(1747)) == saved, path

@@ -11,7 +11,7 @@ from scipy.stats import norm, t, ttest_1samp
 from medqa_lib.evaluation import significance as statistics
 from medqa_lib.metrics import METRICS, summarize_scores
 
-ELEVEN = [name for name in METRICS if name not in ("bleu", "eos_rate")]
+PANEL = [name for name in METRICS if name not in ("bleu", "eos_rate")]
 
 
 def make_frame(values, groups=None, **columns):
@@ -64,11 +64,11 @@ def test_compare_runs_interval_covers_truth(n_groups):
 
 
 def share_of_false_families(n_families, correlation, n_resamples):
-    """Share of families of 11 metrics x 3 runs without any true difference in which something is called different."""
+    """Share of families of a dozen metrics x 3 runs without any true difference in which something is called different."""
     rng = np.random.default_rng(11)
     false = 0
     for _ in range(n_families):
-        base, *runs = make_runs(rng, 100, ELEVEN, [0, 0, 0, 0], correlation)
+        base, *runs = make_runs(rng, 100, PANEL, [0, 0, 0, 0], correlation)
         table = statistics.compare_many(base, dict(zip("abc", runs, strict=True)), n_resamples=n_resamples)
         false += (table["verdict"] != "no difference").any()
     return false / n_families
@@ -216,6 +216,21 @@ def test_compare_runs_multiple_choice_is_the_share_of_those_asked():
     assert (row["base"], row["tuned"], row["verdict"]) == (0, 0.5, "better")
 
 
+def test_compare_runs_counts_texts_on_free_questions_and_choices_on_the_others():
+    rng = np.random.default_rng(12)
+    free = np.array([True, True, False] * 40)
+    base = make_frame({"rouge1": rng.random(120)}, np.arange(120) // 2).assign(
+        kind=np.where(free, "free", "mcq"), mcq_asked=1 - free, mcq_correct=0)
+    tuned = base.assign(rouge1=base["rouge1"] + np.where(free, 0.1, 0.9), mcq_correct=1 - free)
+    table = statistics.compare_runs(base, tuned, n_resamples=500).set_index("metric")
+    assert table.loc["rouge1", "delta"] == pytest.approx(0.1)
+    assert table.loc["rouge1", ["n", "groups"]].tolist() == [80, 60]
+    assert table.loc["mcq_accuracy", ["tuned", "n", "groups"]].tolist() == [1, 40, 40]
+    assert summarize_scores(tuned)["rouge1"] == pytest.approx(table.loc["rouge1", "tuned"])
+    choices = statistics.compare_runs(base[~free], tuned[~free], ["rouge1"], n_resamples=500)
+    assert choices.loc[0, "delta"] == pytest.approx(0.9), "alone they are compared"
+
+
 def test_compare_runs_single_group_shows_no_difference():
     base = make_frame({"rouge1": np.zeros(5)}, np.zeros(5, int))
     row = statistics.compare_runs(base, base.assign(rouge1=1.0)).iloc[0]
@@ -314,7 +329,7 @@ def test_format_p_never_says_zero(p, text):
 def test_compare_runs_is_fast_and_small():
     rng = np.random.default_rng(6)
     base, tuned = (
-        make_frame({name: rng.random(1800) for name in ELEVEN}, **make_bleu_columns(rng, 1800))
+        make_frame({name: rng.random(1800) for name in PANEL}, **make_bleu_columns(rng, 1800))
         for _ in range(2)
     )
     statistics.compare_runs(base, tuned, n_resamples=2)  # imports
@@ -323,7 +338,7 @@ def test_compare_runs_is_fast_and_small():
     table = statistics.compare_runs(base, tuned)
     seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(table) == 11
+    assert len(table) == 13
     assert seconds < 5
     assert peak < 1e9
 
