@@ -7,13 +7,12 @@ that positions have read: offset 0 copies the newest one, +1 is the next token (
     audit_loss(model, batch)                     what the loss of a batch does
     audit_batches(dataset, collator, tokenizer)  what is supervised: prompt, answer, EOS, padding, by source
     AuditCallback(trainer)                       both at the start of a run; raises on an undeclared fault
-    python -m medqa_lib.audit --model ID         from a command line (copied elsewhere: python audit.py ...)
+    python audit.py --model ID                   from a command line
 """
-
-from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import inspect
 import itertools
 import json
@@ -28,6 +27,9 @@ from torch.nn.functional import cross_entropy, pad
 
 IGNORE = -100
 OFFSETS = (1, 0, 2, -1, 3)  # the first one wins where a row repeats a token
+# Prompt, line break, answer, EOS: for a tokenizer without a chat template.
+PLAIN = ("{% for turn in messages %}{{ '\n' if turn.role == 'assistant' }}{{ turn.content }}"
+         "{{ eos_token if turn.role == 'assistant' }}{% endfor %}{{ '\n' if add_generation_prompt }}")
 WORDS = {  # what the other names do not say by themselves
     "copy": "position t is trained on the token it has just read",
     "double_shift": "labels are shifted twice, position t is trained on token t + 2",
@@ -43,16 +45,16 @@ class AuditError(ValueError):
     """The faults found are not those declared; `faults` lists them."""
 
 
-def audit_loss(model, batch: dict, compute_loss=None) -> dict:
+def audit_loss(model, batch, compute_loss=None) -> dict:
     """Which token is each position's prediction compared with, and with what weight?
 
     Args:
         batch: a collator's: input_ids (B, T) or an encoder's input, labels, and what else the model takes.
         compute_loss: a Trainer's method of that name; by default the model's own loss.
     Returns:
-        offset, constant (every supervised position has it), padding_share (of padding, is a target),
-        leaks_across_rows (an example learns from another, or attends to it), ignores_minus_100,
-        normalisation ("tokens", "rows", "sum"), honours_num_items, faults, verdict. None: it cannot be told.
+        offset, constant (every supervised position has it), ignores_minus_100, honours_num_items,
+        leaks_across_rows (an example learns from another, or attends to it), normalisation ("tokens",
+        "rows", "sum"), faults, verdict. None: it cannot be told.
     """
     return _Loss(model, batch, compute_loss).judge()[0]
 
@@ -63,18 +65,24 @@ class _Loss:
     def __init__(self, model, batch, compute_loss=None):
         self.model, self.compute_loss = model, compute_loss
         self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        arguments = inspect.signature(self.base.forward).parameters
-        self.batch = {key: value.to(model.device) if torch.is_tensor(value) else value
-                      for key, value in batch.items()}
-        self.batch |= {"use_cache": False} if "use_cache" in arguments else {}  # a cache hides position_ids
+        takes = inspect.signature(self.base.forward).parameters
+        self.batch = {"use_cache": False} if "use_cache" in takes else {}  # a cache hides position_ids
+        self.batch |= {key: value.to(model.device) if torch.is_tensor(value) else value
+                       for key, value in batch.items()}
         self.key = "shift_labels" if "shift_labels" in batch else "labels"
         self.labels, self.ids = self.batch[self.key], self.batch.get("input_ids")
-        self.decoder_only = self.ids is not None and "decoder_input_ids" not in arguments
+        self.decoder_only = self.ids is not None and "decoder_input_ids" not in takes
         self.documents = _number_documents(self.batch if self.decoder_only else {}, self.labels)
+
+    def run(self, batch):
+        if self.compute_loss is None:
+            return self.model(**batch).loss
+        items = batch.pop("num_items_in_batch", None)
+        return self.compute_loss(self.model, batch, num_items_in_batch=items)
 
     def observe(self, **changes) -> dict:
         """loss; (B, T) targets and weights, (B, T, V) logits; embedded: what embeddings got."""
-        heads, embedded = [], []
+        heads, embedded, gradient = [], [], None
 
         def level(_module, _inputs, logits):  # all tokens equally likely: no gradient vanishes
             heads.extend((logits.detach(), torch.zeros_like(logits).requires_grad_()))
@@ -85,116 +93,99 @@ class _Loss:
         hooks += [module.register_forward_pre_hook(lambda _, inputs: embedded.extend(inputs[:1]))
                   for module in self.base.modules() if isinstance(module, torch.nn.Embedding)]
         try:
-            loss = self._run({**self.batch, **changes})
+            loss = self.run(self.batch | changes)
         finally:
             for hook in hooks:
                 hook.remove()
         if loss is None:
             return {"loss": None}
-        seen, gradient = {"loss": loss.item(), "embedded": embedded}, None
         if len(heads) == 2 and heads[0].ndim == 3:
             gradient, = torch.autograd.grad(loss, heads[1], allow_unused=True)
-        return seen | (self._change_labels() if gradient is None else self._read_gradient(gradient, heads[0]))
-
-    def _run(self, batch):
-        if self.compute_loss is None:
-            return self.model(**batch).loss
-        items = batch.pop("num_items_in_batch", None)
-        return self.compute_loss(self.model, batch, num_items_in_batch=items)
-
-    def _read_gradient(self, gradient, logits) -> dict:
-        before = self.labels.shape[1] - logits.shape[1]  # an image's positions come before the labels'
-        weights, targets = (-pad(gradient.float(), (0, 0, before, 0))).max(-1)
+        if gradient is None:
+            return {"loss": loss.item(), "embedded": embedded, **self.change_labels()}
+        ahead = (0, 0, self.labels.shape[1] - gradient.shape[1], 0)  # an image's positions come before
+        weights, targets = (-pad(gradient.float(), ahead)).max(-1)
         supervised = weights > 1e-4 * weights.max().clamp(min=1e-12)
-        return {"targets": targets.masked_fill(~supervised, IGNORE), "weights": weights * supervised,
-                "logits": pad(logits.float(), (0, 0, before, 0))}
+        return {"loss": loss.item(), "embedded": embedded, "weights": weights * supervised,
+                "targets": targets.masked_fill(~supervised, IGNORE), "logits": pad(heads[0].float(), ahead)}
 
     @torch.no_grad()
-    def _change_labels(self, most: int = 12) -> dict:
+    def change_labels(self) -> dict:
         """Where a loss hides its logits: which position's log-probability is the loss of one label alone?"""
-        labels, places = self.labels, (self.labels != IGNORE).nonzero().tolist()
+        targets, places = torch.full_like(self.labels, IGNORE), (self.labels != IGNORE).nonzero().tolist()
         logits = self.model(**{key: value for key, value in self.batch.items() if "labels" not in key}).logits
-        logs, targets = logits.float().log_softmax(-1), torch.full_like(labels, IGNORE)
-        for row, place in places[::-(-len(places) // most) or 1]:
+        logs = logits.float().log_softmax(-1)
+        for row, place in places[::len(places) // 12 + 1]:
             misfit = 0
             for step in (0, 1, 7):
-                alone = torch.full_like(labels, IGNORE)
-                alone[row, place] = token = (int(labels[row, place]) + step) % logits.shape[-1]
-                misfit = misfit + (self._run({**self.batch, self.key: alone}) + logs[..., token]).abs()
+                alone = torch.full_like(self.labels, IGNORE)
+                alone[row, place] = token = (int(self.labels[row, place]) + step) % logits.shape[-1]
+                misfit = misfit + (self.run({**self.batch, self.key: alone}) + logs[..., token]).abs()
             if misfit.min() < 0.3:
-                targets[divmod(int(misfit.argmin()), misfit.shape[1])] = labels[row, place]
+                targets[divmod(int(misfit.argmin()), misfit.shape[1])] = self.labels[row, place]
         return {"targets": targets, "weights": None, "logits": logits.float()}
 
     def judge(self) -> tuple[dict, dict]:
         """(report of `audit_loss`, what was seen)"""
-        report, faults, seen = dict.fromkeys((
-            "offset", "constant", "padding_share", "leaks_across_rows", "ignores_minus_100", "normalisation",
-            "honours_num_items")), [], {}
+        report = dict.fromkeys(("offset", "constant", "leaks_across_rows", "ignores_minus_100",
+                                "normalisation", "honours_num_items"))
         training = self.model.training
         self.model.eval()
         try:
             seen = self.observe()
             if seen["loss"] is None:
-                faults = ["no_loss"]
-            elif (seen["targets"] == IGNORE).all():
-                hidden = seen["weights"] is None and (self.labels != IGNORE).any()
-                faults = ["not_cross_entropy" if hidden else "no_supervised_tokens"]
-            else:
-                self._place(seen, report)
-                self._probe(seen, report)
-        except IndexError as error:
-            if f"Target {IGNORE}" not in str(error):
-                raise
-            report["ignores_minus_100"] = False
+                return report | _conclude(["no_loss"]), seen
+            if (seen["targets"] == IGNORE).all():
+                name = "not_cross_entropy" if (self.labels != IGNORE).any() else "no_supervised_tokens"
+                return report | _conclude([name]), seen
+            report |= self.place(seen) | self.probe(seen)
         finally:
             self.model.train(training)
-        if report["offset"] is not None:
-            faults += _name_offset(report["offset"]) if report["constant"] else ["no_constant_offset"]
-        faults += ["leaks_across_rows"] if report["leaks_across_rows"] else []
-        faults += ["minus_100_supervised"] if report["ignores_minus_100"] is False else []
-        faults += ["weighted_by_rows"] if report["normalisation"] == "rows" else []
-        return report | _conclude(faults), seen
+        checks = {"no_constant_offset": report["constant"] is False,
+                  "leaks_across_rows": report["leaks_across_rows"] is True,
+                  "minus_100_supervised": report["ignores_minus_100"] is False,
+                  "weighted_by_rows": report["normalisation"] == "rows"}
+        named = _name_offset(report["offset"]) if report["constant"] else []
+        return report | _conclude(named + [name for name, fault in checks.items() if fault]), seen
 
-    def _place(self, seen, report) -> None:
+    def place(self, seen) -> dict:
         """Which places do targets come from? Counted from what the decoder's embedding has read."""
-        targets, found = seen["targets"], [(-1.0, None, None)]
+        targets, found = seen["targets"], []
         for ids in [self.ids] if self.decoder_only else seen["embedded"]:
-            known = torch.is_tensor(ids) and ids.shape == targets.shape and not ids.is_floating_point()
-            if known and (self.decoder_only or self.ids is None or not torch.equal(ids, self.ids)):
-                found.append((*_find_offset(targets, ids), ids))
-        share, offset, ids = max(found, key=lambda place: place[0])
-        report |= {"offset": offset, "constant": share > 0.99}
-        if self.decoder_only and (self.documents < 0).any():
-            taken = _ahead(targets, -offset, IGNORE) != IGNORE
-            report["padding_share"] = taken[self.documents < 0].float().mean().item()
+            read = torch.is_tensor(ids) and ids.shape == targets.shape
+            if read and (self.decoder_only or self.ids is None or not torch.equal(ids, self.ids)):
+                found.append(_find_offset(targets, ids))
+        share, offset = max(found, key=lambda place: place[0], default=(None, None))
+        return {"offset": offset, "constant": None if offset is None else share > 0.99}
 
-    def _probe(self, seen, report) -> None:
+    def probe(self, seen) -> dict:
         """What changes with num_items_in_batch, with fewer labels, with other documents?"""
-        labels, documents = self.labels, self.documents
+        labels, found = self.labels, {"honours_num_items": False}
         try:
             with torch.no_grad():
-                weighted = self._run({**self.batch, "num_items_in_batch": 10 * (labels != IGNORE).sum()})
-                report["honours_num_items"] = bool(weighted < 0.5 * self._run(self.batch))
+                weighted = self.run({**self.batch, "num_items_in_batch": 10 * (labels != IGNORE).sum()})
+                found["honours_num_items"] = bool(weighted < 0.5 * self.run(dict(self.batch)))
         except TypeError:  # forward has no such argument
-            report["honours_num_items"] = False
+            pass
         if seen["weights"] is None:
-            return
+            return found
         few, places = labels.clone(), (labels[0] != IGNORE).nonzero()[:, 0]
         few[0, places[len(places) // 2:]] = IGNORE
         part = self.observe(**{self.key: few})
         kept = part["targets"] != IGNORE
         gone = (seen["targets"] != IGNORE).sum() - kept.sum()
-        report["ignores_minus_100"] = bool(gone == (few != labels).sum())
-        weights, owners = part["weights"][kept], documents[kept]
+        found["ignores_minus_100"] = bool(gone == (few != labels).sum())
+        weights, owners = part["weights"][kept], self.documents[kept]
         rows = torch.stack([weights[owners == owner].sum() for owner in owners.unique()])
         if weights.max() < 1.02 * weights.min():
-            report["normalisation"] = "tokens" if part["loss"] > 0.98 * seen["loss"] else "sum"
+            found["normalisation"] = "tokens" if part["loss"] > 0.98 * seen["loss"] else "sum"
         elif rows.max() < 1.02 * rows.min():
-            report["normalisation"] = "rows"
-        if documents.max() > 0:
-            report["leaks_across_rows"] = any(self._leaks(seen, parity) for parity in (0, 1))
+            found["normalisation"] = "rows"
+        if self.documents.max() > 0:
+            found["leaks_across_rows"] = any(self.leaks(seen, parity) for parity in (0, 1))
+        return found
 
-    def _leaks(self, seen, parity: int) -> bool:
+    def leaks(self, seen, parity: int) -> bool:
         """Do targets or logits change if every second document says something else?"""
         moved = (self.labels != IGNORE) & (self.documents % 2 == parity)
         others = (self.documents % 2 != parity) & (self.documents >= 0)
@@ -215,19 +206,17 @@ def _ahead(values, offset: int, empty: int = -1) -> torch.Tensor:
 
 def _find_offset(targets, ids, offsets=OFFSETS) -> tuple[float, int]:
     """(share, offset): the offset at which the largest share of the targets are their row's ids."""
-    shares = {}
-    for offset in offsets:
+    def share(offset):
         ahead = _ahead(ids, offset)
-        same = (ahead == targets)[(targets != IGNORE) & (ahead >= 0)]
-        shares[offset] = same.float().mean().nan_to_num().item()
-    best = max(shares, key=shares.get)
-    return shares[best], best
+        return (ahead == targets)[(targets != IGNORE) & (ahead >= 0)].float().mean().nan_to_num().item()
+
+    best = max(offsets, key=share)
+    return share(best), best
 
 
 def _number_documents(batch, ids) -> torch.Tensor:
     """(B, T) number of the document of each place, -1 for padding: a row is one, or what position_ids say."""
-    mask, positions = batch.get("attention_mask"), batch.get("position_ids")
-    inside = mask != 0 if mask is not None and mask.shape == ids.shape else torch.ones_like(ids, dtype=bool)
+    inside, positions = batch.get("attention_mask", torch.ones_like(ids)) != 0, batch.get("position_ids")
     starts = torch.zeros_like(ids)
     if positions is not None and positions.shape == ids.shape:
         starts[:, 1:] = (positions[:, 1:] == 0) & inside[:, 1:] & inside[:, :-1]
@@ -235,15 +224,8 @@ def _number_documents(batch, ids) -> torch.Tensor:
     return (starts.flatten().cumsum(0) - 1).view_as(ids).masked_fill(~inside, -1)
 
 
-def _stops(model) -> set[int]:
-    """The ids that the model's configurations call EOS."""
-    found = [getattr(config, "eos_token_id", None) for config in (
-        model.config.get_text_config(decoder=True), getattr(model, "generation_config", None))]
-    return {token for some in found for token in (some if isinstance(some, list) else [some])} - {None}
-
-
-def _name_offset(offset: int) -> list[str]:
-    return [] if offset == 1 else [{0: "copy", 2: "double_shift"}.get(offset, f"offset_{offset}")]
+def _name_offset(offset: int | None) -> list[str]:
+    return [] if offset in (1, None) else [{0: "copy", 2: "double_shift"}.get(offset, f"offset_{offset}")]
 
 
 def _conclude(faults: list[str]) -> dict:
@@ -263,55 +245,49 @@ def audit_batches(dataset, collator, tokenizer, model=None, response=None, rows=
         shown (three rows, targets in [[ ]]); faults, verdict. With a model: loss (`audit_loss`), nll
         (nats per token by offset: a pretrained model knows), chance_nll, likeliest (None: it cannot tell).
     """
-    report, faults = _count(_choose(dataset, rows), collator, tokenizer, response)
+    report, faults = _count(*_collate(dataset, collator, rows), tokenizer, response)
     if model is None or {"ignore_index", "no_supervised_tokens"} & set(faults):
-        faults += _name_offset(report["offset"])
+        return report | _conclude(faults + _name_offset(report["offset"]))
+    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+        report["loss"], seen = _Loss(model, _collate(dataset, collator, 4)[0], compute_loss).judge()
+    stops = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if stops is not None and tokenizer.eos_token_id not in (stops if isinstance(stops, list) else [stops]):
+        faults.append("eos_mismatch")
+    if (offset := report["loss"]["offset"]) is not None:
+        report |= {"offset": offset, **_likelihood(seen["targets"], seen["logits"])}
+    return report | _conclude(list(dict.fromkeys([*report["loss"]["faults"], *faults])))
+
+
+def _collate(dataset, collator, count: int) -> tuple[dict, list[dict]]:
+    """(batch, rows) of rows from all parts of a data set, or of the first ones of a stream."""
+    if hasattr(dataset, "__len__"):
+        count = min(count, len(dataset))
+        rows = [dataset[i * len(dataset) // count] for i in range(count)]
     else:
-        if _stops(model) and tokenizer.eos_token_id not in _stops(model):
-            faults.append("eos_mismatch")
-        with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-            batch = _collate(collator, _choose(dataset, 4))
-            report["loss"], seen = _Loss(model, batch, compute_loss).judge()
-        report["offset"], faults = report["loss"]["offset"], [*report["loss"]["faults"], *faults]
-        report |= _likelihood(seen["targets"], seen["logits"]) if report["offset"] is not None else {}
-    return report | _conclude(list(dict.fromkeys(faults)))
-
-
-def _choose(dataset, count: int) -> list[dict]:
-    """Examples from all parts of a data set; the first ones of a stream."""
-    if not hasattr(dataset, "__len__"):
-        return list(itertools.islice(dataset, count))
-    count = min(count, len(dataset))
-    return [dataset[i * len(dataset) // count] for i in range(count)]
-
-
-def _collate(collator, examples: list[dict]) -> dict:
-    """Their batch. Collators cannot make tensors of columns of text."""
+        rows = list(itertools.islice(dataset, count))
     return collator([{name: value for name, value in row.items() if not isinstance(value, str)}
-                     for row in examples])
+                     for row in rows]), rows  # collators cannot make tensors of text
 
 
 @torch.no_grad()
 def _likelihood(targets, logits) -> dict:
     row, place = (targets[:, 1:-1] != IGNORE).nonzero(as_tuple=True)
-    wanted = targets[row, place + 1]
-    nll = {k: float(cross_entropy(logits[row, place + k].float(), wanted)) for k in (0, 1, 2)}
-    (likeliest, best), (_, second) = sorted(nll.items(), key=lambda item: item[1])[:2]
-    chance = math.log(logits.shape[-1])
-    tells = min(second, chance) - best >= 1
-    return {"nll": nll, "chance_nll": chance, "likeliest": likeliest if tells else None}
+    wanted, chance = targets[row, place + 1], math.log(logits.shape[-1])
+    nll = {k: float(cross_entropy(logits[row, place + k], wanted)) for k in (0, 1, 2)}
+    best, second, _ = sorted(nll, key=nll.get)
+    tells = min(nll[second], chance) - nll[best] >= 1
+    return {"nll": nll, "chance_nll": chance, "likeliest": best if tells else None}
 
 
-def _count(examples, collator, tokenizer, response) -> tuple[dict, list[str]]:
+def _count(batch, rows, tokenizer, response) -> tuple[dict, list[str]]:
     """`audit_batches` without a model: (report, faults)."""
-    batch, faults = _collate(collator, examples), []
-    shifted = batch.get("shift_labels") is not None
+    faults, shifted = [], batch.get("shift_labels") is not None
     labels, ids = batch["shift_labels" if shifted else "labels"], batch.get("input_ids")
     if ids is None or ids.shape != labels.shape:  # the labels are what the decoder reads
         batch, ids = {"attention_mask": labels != IGNORE}, labels.masked_fill(labels == IGNORE, 0)
     documents = _number_documents(batch, ids)
     number = int(documents.max()) + 1
-    if number < len(examples) and len(ids) < len(examples):
+    if number < len(rows) and len(ids) < len(rows):
         faults.append("packed_without_positions")
     inner = labels.masked_fill(documents < 0, IGNORE)
     _, shift = _find_offset(inner, ids, (1, 0, 2) if shifted else (0, 1, 2, -1))
@@ -322,52 +298,39 @@ def _count(examples, collator, tokenizer, response) -> tuple[dict, list[str]]:
         labels = labels.masked_fill(labels == strange[0], IGNORE)
     taken = _ahead(labels, -shift, IGNORE) != IGNORE  # at the place that a target is taken from
     answers = _find_answers(tokenizer, response)
-    sums = defaultdict(list, padding=taken[documents < 0].tolist())
+    found = defaultdict(list, padding=taken[documents < 0].tolist())
     for place in range(number):
         spot = documents == place
-        found = _read_document(ids[spot].tolist(), taken[spot].tolist(), tokenizer, *answers)
-        source = examples[place].get("source", "") if number == len(examples) else ""
-        for name, values in (found | {f"eos {source}": found["eos"]}).items():
-            sums[name] += values
-    report = {"rows": number, "offset": shift + (not shifted), "shown": sums.pop("shown")[:3]}
-    return report | _share(sums, faults), faults
-
-
-def _share(sums: dict[str, list], faults: list[str]) -> dict:
-    """Shares of what was counted; adds the faults that they show."""
-    cut = set(sums.pop("cut"))  # lengths of rows without EOS: rows that were cut have one
-    share = defaultdict(lambda: None)
-    share |= {name: sum(values) / len(values) for name, values in sums.items() if values}
-
-    def partly(name):
-        return 0 < (share[name] or 0) < 1
-
-    checks = {"no_supervised_tokens": not share["rows"], "rows_without_supervised_tokens": partly("rows"),
-              "prompt_supervised": share["prompt"] == 1, "prompt_partly_supervised": partly("prompt"),
-              "turns_unsupervised": partly("turns") and share["rows"] == 1,
-              "answer_partly_supervised": partly("answer") and share["turns"] == 1,
-              "padding_supervised": share["padding"] == 1, "padding_partly_supervised": partly("padding"),
-              "no_eos": not share["eos"] and (share["ends"] or len(cut) > 1),
+        document = _read_document(ids[spot].tolist(), taken[spot].tolist(), tokenizer, *answers)
+        source = rows[place].get("source", "") if number == len(rows) else ""
+        for name, values in (document | {f"eos {source}": document["eos"]}).items():
+            found[name] += values
+    cut = len(set(found.pop("cut"))) > 1  # lengths of rows without EOS: rows that were cut have one
+    report = {"rows": number, "offset": shift + (not shifted), "shown": found.pop("shown")[:3]}
+    share = defaultdict(lambda: None, {name: sum(kept) / len(kept) for name, kept in found.items() if kept})
+    report |= {f"{name}_share": share[name] for name in ("prompt", "answer", "turns", "padding", "eos")}
+    report |= {"rows_supervised": share["rows"], "rows_with_eos": share["ends"], "eos_by_source": {
+        name[4:]: share[name] for name in sorted(found) if name.startswith("eos ")}}
+    partly = {name for name, value in share.items() if 0 < (value or 0) < 1}
+    checks = {"no_supervised_tokens": not share["rows"], "rows_without_supervised_tokens": "rows" in partly,
+              "prompt_supervised": share["prompt"] == 1, "prompt_partly_supervised": "prompt" in partly,
+              "turns_unsupervised": "turns" in partly and share["rows"] == 1,
+              "answer_partly_supervised": "answer" in partly and share["turns"] == 1,
+              "padding_supervised": share["padding"] == 1, "padding_partly_supervised": "padding" in partly,
+              "no_eos": not share["eos"] and (share["ends"] or cut), "eos_missing": share["eos"] and cut,
               "eos_partly_supervised": 0 < (share["eos"] or 0) < (share["ends"] or 0),
-              "eos_missing": share["eos"] and len(cut) > 1,
               "double_bos": share["double_bos"], "special_tokens_as_text": share["as_text"]}
-    faults += [name for name, fault in checks.items() if fault]
-    return {"rows_supervised": share["rows"], "rows_with_eos": share["ends"],
-            "eos_by_source": {name[4:]: share[name] for name in sorted(sums) if name.startswith("eos ")},
-            **{f"{name}_share": share[name] for name in ("prompt", "answer", "turns", "padding", "eos")}}
+    return report, faults + [name for name, fault in checks.items() if fault]
 
 
 def _find_answers(tokenizer, response) -> tuple[list[int], set[int]]:
     """The ids in front of every answer, whatever the prompt ends with, and those that end one."""
     ends, said = {tokenizer.eos_token_id}, [{"role": "user", "content": "hello"}]
     if response is None and getattr(tokenizer, "chat_template", None):
-        def show(turns, prompt=False):
-            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-
-        response = show(said, True)[len(show(said)):]
+        show = functools.partial(tokenizer.apply_chat_template, tokenize=False)
+        response = show(said, add_generation_prompt=True)[len(show(said)):]
         after = show([*said, {"role": "assistant", "content": "world"}]).rpartition("world")[2]
-        after = tokenizer(after, add_special_tokens=False)["input_ids"]
-        ends |= set(after[:1]) & set(tokenizer.all_special_ids)
+        ends |= {*tokenizer(after, add_special_tokens=False)["input_ids"][:1]} & {*tokenizer.all_special_ids}
     if not response:
         return [], ends
     texts = [text + response for text in ("Is a", "Is it b?", "c.\n")]
@@ -378,37 +341,38 @@ def _find_answers(tokenizer, response) -> tuple[list[int], set[int]]:
 
 def _read_document(ids: list[int], taken: list[bool], tokenizer, response: list[int], ends: set[int]) -> dict:
     """Lists, for one document: which tokens of prompt, answer and EOS are targets."""
-    parts, turns, kind = [], [] if response else [False], "prompt" if response else "answer"
+    parts, kind = [], "prompt" if response else "answer"
     for place, token in enumerate(ids):
         if kind != "answer" and response == ids[max(0, place - len(response)):place]:
             kind = "answer"
-            turns.append(False)
         elif kind == "blank" and tokenizer.decode([token]).strip():
             kind = "prompt"
         parts.append("eos" if kind == "answer" and token in ends else kind)
-        if kind == "answer":
-            turns[-1] |= taken[place]
-            kind = "blank" if parts[-1] == "eos" and response else kind  # a template's line break behind EOS
+        kind = "blank" if parts[-1] == "eos" and response else kind  # a template's line break behind EOS
+    read = [*zip(parts, taken, ids, strict=True)]
+    turns = [any(kept for _, kept, _ in turn) for answer, turn
+             in itertools.groupby(read, key=lambda token: token[0] in ("answer", "eos")) if answer]
+    shown = [(kept, tokenizer.decode([token for *_, token in run]))
+             for kept, run in itertools.groupby(read, key=lambda token: token[1])]
     last = max((place for place, part in enumerate(parts) if part in ("answer", "eos")), default=len(ids) - 1)
-    ended, known = ids[last] in ends, bool(response and turns)
-    chosen = list(zip(parts, taken, strict=True))[1:] if known else []  # nothing predicts the first token
-    runs = itertools.groupby(zip(ids, taken, strict=True), key=lambda pair: pair[1])
-    runs = [(kind, tokenizer.decode([token for token, _ in pairs])) for kind, pairs in runs]
+    ended, learns = ids[last] in ends, any(taken)
+    known = read[1:] if response and turns else []  # nothing predicts the first token
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    return {"prompt": [kept for part, kept in chosen if part == "prompt"],
-            "answer": [kept for part, kept in chosen if part == "answer"],
-            "turns": turns, "rows": [any(taken)], "eos": [ended and taken[last]] * any(taken),
-            "ends": [ended] * any(taken), "cut": [] if ended or not any(taken) else [len(ids)],
-            "shown": ["".join(f"[[{part}]]" if kind else part for kind, part in runs)],
+    return {"prompt": [kept for part, kept, _ in known if part == "prompt"],
+            "answer": [kept for part, kept, _ in known if part == "answer"],
+            "turns": turns, "rows": [learns], "eos": [ended and taken[last]] * learns,
+            "ends": [ended] * learns, "cut": [len(ids)] * (learns and not ended),
+            "shown": ["".join(f"[[{part}]]" if kept else part for kept, part in shown)],
             "double_bos": [ids[:2] == [tokenizer.bos_token_id] * 2],
             "as_text": [any(token in text for token in tokenizer.all_special_tokens)]}
 
 
 def describe(report: dict) -> str:
     """An `audit_batches` report in about ten lines."""
-    shares = {name: "unknown" if value is None else f"{value:.1%}" for name, value in report.items()
-              if name.endswith("_share") or name == "rows_with_eos"}
-    lines = ["Label audit of {rows} rows: {verdict}\n  offset {offset} (0 copy, 1 correct, 2 shifted twice)",
+    share = {name: "unknown" if value is None else f"{value:.1%}" for name, value in report.items()
+             if name.endswith("_share") or name == "rows_with_eos"}
+    lines = ["Label audit of {rows} rows: {verdict}",
+             "  offset {offset} (0 copy, 1 correct, 2 shifted twice)",
              "  targets: {prompt_share} of prompts, {answer_share} of answers, {padding_share} of padding",
              "  EOS: a target in {eos_share} of the rows, present in {rows_with_eos}"]
     if "loss" in report:
@@ -418,8 +382,8 @@ def describe(report: dict) -> str:
         said = {None: "this model cannot tell", report["offset"]: "the model agrees"}.get(
             report["likeliest"], "the model is odd (untrained, or tuned on other labels)")
         lines.append("  nats per token at offset 0, 1, 2: {nll[0]:.2f}, {nll[1]:.2f}, {nll[2]:.2f}; " + said)
-    return "\n".join(["\n".join(lines).format(**report | shares),
-                      *(f"  targets in [[ ]]: {text[-200:]!r}" for text in report["shown"])])
+    shown = [f"  targets in [[ ]]: {text[-200:]!r}" for text in report["shown"]]
+    return "\n".join([line.format(**report | share) for line in lines] + shown)
 
 
 class AuditCallback(transformers.TrainerCallback):
@@ -435,8 +399,8 @@ class AuditCallback(transformers.TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, **others):
         """Raises AuditError, with `faults`, where those found are not those declared."""
-        tokenizer = getattr(processing_class, "tokenizer", processing_class)
         loader = others["train_dataloader"]
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
         report = audit_batches(loader.dataset, loader.collate_fn, tokenizer, model, self.response, self.rows,
                                self.trainer and self.trainer.compute_loss)
         if args.gradient_accumulation_steps > 1 and report.get("loss", {}).get("honours_num_items") is False:
@@ -471,17 +435,13 @@ def _load_model(name: str):
 
 
 def _encode_file(path: str, tokenizer, prompt: str, answer: str) -> list[dict]:
-    """Rows of a CSV or JSONL file as chat turns, or as prompt, line break, answer; labels on the answers."""
+    """Rows of a CSV or JSONL file as chat turns, labels on the answers."""
     examples = []
     with open(path, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file) if path.endswith(".csv") else map(json.loads, file):
-            texts = [f"{row[prompt]}\n", f"{row[prompt]}\n{row[answer]}{tokenizer.eos_token}"]
-            if tokenizer.chat_template:
-                turns = [{"role": role, "content": row[column]}
-                         for role, column in (("user", prompt), ("assistant", answer))]
-                texts = [tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True),
-                         tokenizer.apply_chat_template(turns, tokenize=False)]
-            before, ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            turns = [{"role": "user", "content": row[prompt]}, {"role": "assistant", "content": row[answer]}]
+            before, ids = (tokenizer.apply_chat_template(said, add_generation_prompt=said != turns,
+                                                         return_dict=False) for said in (turns[:1], turns))
             examples.append({"input_ids": ids, "labels": [IGNORE] * len(before) + ids[len(before):]})
     if not examples:
         raise ValueError(f"{path} has no rows")
@@ -502,15 +462,13 @@ def main(arguments=None) -> int:
         if options.data:
             tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-            examples = _encode_file(options.data, tokenizer, options.prompt_column, options.answer_column)
+            tokenizer.chat_template = tokenizer.chat_template or PLAIN
+            rows = _encode_file(options.data, tokenizer, options.prompt_column, options.answer_column)
     except (OSError, ValueError, KeyError) as error:
-        missing = f"{options.data} has no column " if isinstance(error, KeyError) else ""
-        print(f"audit: {missing}{' '.join(str(error).split())[:300]}", file=sys.stderr)
-        return 2
+        parser.exit(2, f"audit: {type(error).__name__}: {' '.join(str(error).split())[:300]}\n")
     if options.data:
         collator = transformers.DataCollatorForSeq2Seq(tokenizer, padding=True)
-        response = None if tokenizer.chat_template else "\n"
-        report = audit_batches(examples, collator, tokenizer, model, response)
+        report = audit_batches(rows, collator, tokenizer, model)
         print(describe(report))
     else:
         report = audit_loss(model, probe_batch(model))
