@@ -40,6 +40,10 @@ METRICS = {
     "token_f1": ("Token F1", 1),
     "bertscore_f1": ("BERTScore F1", 1),
     "mcq_accuracy": ("Multiple choice (share correct)", 1),
+    "fact_accuracy": ("Facts right (share of asked)", 1),
+    "fact_errors": ("Wrong facts per fact asked", -1),
+    "unsupported_numbers": ("Numbers not in the reference (share)", -1),
+    "recited": ("Recited from training (share)", 0),
     "eos_rate": ("Ends with EOS (share)", 1),
     "repeated_4gram_share": ("Repeated 4-grams (share)", -1),
     "question_copy_share": ("Copied from question (share)", -1),
@@ -55,7 +59,9 @@ _SPACELESS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{K
 # Metric -> the columns that are summed over examples first; any other metric is the mean of its own column.
 CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "bleu_brevity_penalty": BLEU_COLUMNS[:2],
                   "bleu_length_ratio": BLEU_COLUMNS[:2], "length_ratio": ("words", "reference_words"),
-                  "mcq_accuracy": ("mcq_correct", "mcq_asked")}
+                  "mcq_accuracy": ("mcq_correct", "mcq_asked"),
+                  "fact_accuracy": ("fact_right", "fact_asked"), "fact_errors": ("fact_wrong", "fact_asked"),
+                  "unsupported_numbers": ("numbers_unsupported", "numbers_stated")}
 
 
 def score_answers(predictions: Sequence[str], references: Sequence[str | Sequence[str]],

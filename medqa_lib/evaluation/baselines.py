@@ -49,10 +49,10 @@ def _score_baseline(context: evaluation.RunContext) -> RunResult | None:
     scores = evaluation.score_test(context, test, answers[:len(test)])
     if context.name != "baseline_chat_template":
         scores = scores.drop(columns="eos_rate")
-    samples = [{"question": question, "answer": answer.text} for question, answer
-               in zip(evaluation.SAMPLE_QUESTIONS, answers[len(test):], strict=False)]
     config = {"identity": context.identity, "description": BASELINES[context.name], **describe_environment()}
-    numbers = {**metrics.summarize_scores(scores), "n_test": len(scores)}
+    numbers, samples = {**metrics.summarize_scores(scores), "n_test": len(scores)}, []
+    if own := answers[len(test):]:
+        samples, numbers["red_lines_crossed"] = evaluation.read_own_answers(own)
     return save_run(context.folder, config, numbers, scores, samples=samples)
 
 
@@ -71,7 +71,7 @@ def _answer(context: evaluation.RunContext, test) -> list[Answer] | None:
                 for answer, reference in zip(answers, test["answer"], strict=True)]
     if not tokenizer.chat_template:
         return None
-    prompts = [encode_chat_prompt(tokenizer, each) for each in (*questions, *evaluation.SAMPLE_QUESTIONS)]
+    prompts = [encode_chat_prompt(tokenizer, each) for each in (*questions, *evaluation.OWN_QUESTIONS)]
     model = load_merged(None, profile)
     return generate_records(model, tokenizer, prompts, profile.max_new_tokens, context.answers())
 

@@ -14,22 +14,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset
 
 from medqa_lib import metrics
 from medqa_lib.config import Experiment, Profile, current_profile, home_dir
+from medqa_lib.data import splits as data_splits
 from medqa_lib.data.prepare import hash_splits, prepare_splits
 from medqa_lib.evaluation import likelihood, results
 from medqa_lib.evaluation.answers import AnswerStore
+from medqa_lib.evaluation.facts import RED_LINES, crosses_red_line, score_facts
 from medqa_lib.evaluation.generation import generate_records
 from medqa_lib.evaluation.lock import lock_run
 from medqa_lib.evaluation.results import RunResult
 from medqa_lib.labels import UNUSABLE, encode_split
 from medqa_lib.model import check_model, context_length, load_base_model, load_merged, load_tokenizer
-
-try:
-    from medqa_lib.data.splits import train_overlap
-except ImportError:
-    train_overlap = None
 
 # Written for this project, none of them from a data set: each run's answers to them may be shown.
 SAMPLE_QUESTIONS = (
@@ -45,6 +43,7 @@ SAMPLE_QUESTIONS = (
     "A patient on warfarin has an INR of 8 and no bleeding. Which drug reverses the effect?\n"
     "A. Protamine\nB. Vitamin K\nC. Naloxone\nD. Flumazenil",
 )
+OWN_QUESTIONS = (*SAMPLE_QUESTIONS, *RED_LINES)  # every model answers them after the test questions
 
 
 @dataclass(frozen=True)
@@ -154,8 +153,7 @@ def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: p
     if losses is None:
         loss = numbers["validation_loss"]
         losses = pd.DataFrame([{"step": 0, "split": "validation", "loss": loss, "tokens": 0}])
-    samples = [{"question": question, "answer": answer.text}
-               for question, answer in zip(SAMPLE_QUESTIONS, answers[len(test):], strict=True)]
+    samples, numbers["red_lines_crossed"] = read_own_answers(answers[len(test):])
     config = {"identity": context.identity, **results.describe_environment()}
     before_save()
     return results.save_run(context.folder, config, numbers, scores, losses, samples)
@@ -171,7 +169,7 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test) -> tuple[dic
     loss = likelihood.completion_loss(model, validation)
     if not math.isfinite(loss):
         raise ValueError(f"The validation loss of {context.name} is {loss}: no results are saved.")
-    answers = generate_records(model, tokenizer, [*questions, *SAMPLE_QUESTIONS], profile.max_new_tokens,
+    answers = generate_records(model, tokenizer, [*questions, *OWN_QUESTIONS], profile.max_new_tokens,
                                context.answers(adapter_dir))
     numbers = {"validation_loss": loss, "perplexity": math.exp(min(loss, 700)),
                "n_validation": len(validation)}
@@ -179,10 +177,11 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test) -> tuple[dic
 
 
 def score_test(context: RunContext, test, answers) -> pd.DataFrame:
-    """score_answers' frame, with what identifies a row but does not show it.
+    """score_answers' and score_facts' columns, with what identifies a row but does not show it.
 
     `kind` is "mcq" where the question lists options, else "free"; `train_overlap` which share of the
-    reference's words stands inside 13 words that are verbatim in a training answer.
+    reference's words stands inside 13 words that are verbatim in a training answer; `recited` is 1 if half
+    of the answer's do.
     """
     rows, texts = test.to_pandas(), [answer.text for answer in answers]
     further = rows["references"] if "references" in rows else [""] * len(rows)
@@ -193,6 +192,15 @@ def score_test(context: RunContext, test, answers) -> pd.DataFrame:
     has_options = rows["question"].str.contains("\nA. ", regex=False)
     about = pd.DataFrame({"question_id": rows["question"].map(results.question_id), "source": rows["source"],
                           "group": rows["group"].map(str), "kind": np.where(has_options, "mcq", "free")})
-    if train_overlap:
-        about["train_overlap"] = train_overlap({**context.splits, "test": test})
-    return pd.concat([about, scores], axis=1)
+    both = Dataset.from_dict({"answer": [*rows["answer"], *texts], "focus_area": [""] * 2 * len(rows)})
+    copied = getattr(data_splits, "train_overlap", lambda _: np.zeros(len(both)))
+    about["train_overlap"], share = copied({**context.splits, "test": both}).reshape(2, -1)
+    found = pd.DataFrame(list(map(score_facts, rows["question"], texts, references)))
+    return pd.concat([about, scores, found.assign(recited=(share >= 0.5).astype(int))], axis=1)
+
+
+def read_own_answers(answers) -> tuple[list[dict], int]:
+    """The answers to SAMPLE_QUESTIONS as samples.json has them, and how many cross a red line."""
+    texts = {question: answer.text for question, answer in zip(OWN_QUESTIONS, answers, strict=True)}
+    samples = [{"question": question, "answer": texts[question]} for question in SAMPLE_QUESTIONS]
+    return samples, sum(crosses_red_line(question, texts[question]) for question in RED_LINES)

@@ -69,9 +69,11 @@ def make_context(splits, home, profile=SMOKE, name="base"):
 def test_evaluate_run_scores_the_adapter_it_is_given(adapter, splits, tmp_path):
     run = evaluation.evaluate_run(make_context(splits, tmp_path, name="exp"), adapter, training={"trained_steps": 3})
     tokenizer, model = load_tokenizer(SMOKE), load_merged(adapter, SMOKE)
-    questions = [*evaluation.choose_test_questions(splits["test"], SMOKE)["question"], *evaluation.SAMPLE_QUESTIONS]
+    questions = [*evaluation.choose_test_questions(splits["test"], SMOKE)["question"], *evaluation.OWN_QUESTIONS]
     answers = generation.generate_answers(model, tokenizer, questions, SMOKE.max_new_tokens)
-    assert list(run.samples["answer"]) == answers[SMOKE.test_questions :]
+    assert list(run.samples["answer"]) == answers[SMOKE.test_questions :][: len(evaluation.SAMPLE_QUESTIONS)]
+    crossed = zip(evaluation.RED_LINES, answers[-len(evaluation.RED_LINES) :], strict=True)
+    assert run.metrics["red_lines_crossed"] == sum(evaluation.crosses_red_line(*each) for each in crossed)
     assert list(run.scores["words"]) == [len(answer.split()) for answer in answers[: SMOKE.test_questions]]
     assert run.metrics["trained_steps"] == 3 and run.metrics["perplexity"] > 1
 
@@ -82,11 +84,27 @@ def test_score_test_says_what_a_row_is_and_takes_further_references(splits, tmp_
         "references": ['["Gout is arthritis caused by urate."]', ""], "source": ["medquad", "afrimedqa"],
         "group": ["a", "b"], "choices": ["", '{"options": ["B12", "C"], "correct": 1}'], "focus_area": ["gout", ""]})
     answers = [generation.Answer("Gout is arthritis caused by urate.", True, 8), generation.Answer("B12", True, 2)]
-    scores = evaluation.score_test(make_context(splits, tmp_path), test, answers)
+    context = make_context(splits, tmp_path)
+    scores = evaluation.score_test(context, test, answers)
     assert scores["kind"].tolist() == ["free", "mcq"]
     assert scores["rouge2"].tolist() == [1, 0] and scores["reference_words"].tolist() == [3, 1]
-    without = evaluation.score_test(make_context(splits, tmp_path), test.remove_columns("references"), answers)
+    without = evaluation.score_test(context, test.remove_columns("references"), answers)
     assert without["rouge2"][0] == 0
+    assert scores[["fact_asked", "numbers_stated"]].eq(0).all(axis=None)
+
+
+@pytest.mark.skipif(not hasattr(evaluation.data_splits, "train_overlap"), reason="the splits do not know it yet")
+def test_score_test_counts_what_is_copied_from_training_answers(tmp_path):
+    paragraph = " ".join(f"word{i}" for i in range(40))
+    rows = {"question": ["What is gout?", "What is mumps?"], "answer": [f"{paragraph} and more.", "An illness."],
+            "source": ["medquad"] * 2, "group": ["a", "b"], "choices": [""] * 2, "focus_area": ["gout", "mumps"]}
+    train = Dataset.from_dict({**rows, "answer": [f"Gout: {paragraph}.", "A swelling."]})
+    texts = [f"{paragraph} " + "new " * 39, f"{paragraph} " + "new " * 41]  # 40 of 79 and of 81 words
+    answers = [generation.Answer(text, True, 0) for text in texts]
+    splits = {"train": train, "validation": train.select([1]), "test": Dataset.from_dict(rows)}
+    scores = evaluation.score_test(make_context(splits, tmp_path), splits["test"], answers)
+    assert scores["train_overlap"].tolist() == pytest.approx([40 / 42, 0])
+    assert scores["recited"].tolist() == [1, 0]
 
 
 def test_replaced_weights_reuse_neither_results_nor_answers(splits, tmp_path):
