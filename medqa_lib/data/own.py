@@ -40,7 +40,7 @@ def pairs_from(source: str | Path | pd.DataFrame, question: str | None = None, a
         print(f"{name}: {len(rows)} pairs; removed: {removed}")
     if len(rows) < MIN_PAIRS:
         raise ValueError(f"{name}: {len(rows)} of {len(frame)} are usable; expected {MIN_PAIRS} or more.")
-    return make_pairs(rows, funnel, contained=True)
+    return make_pairs(rows, funnel)
 
 
 def find_columns(frame: pd.DataFrame, question: str | None, answer: str | None, group: str | None) -> list:

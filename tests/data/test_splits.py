@@ -10,8 +10,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from medqa_lib.data import split_pairs, splits
-from medqa_lib.data.splits import COLUMNS, SPLITS, leakage_report, link_groups, near_duplicates
-from medqa_lib.data.texts import text_key
+from medqa_lib.data.splits import COLUMNS, SPLITS, leakage_report, link_groups, train_overlap
 
 WORDS = [f"w{i}" for i in range(40)]
 
@@ -31,81 +30,24 @@ def make_pairs(rows: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)[list(COLUMNS)]
 
 
-def jaccard(left: str, right: str) -> float:
-    """Independent of splits.py: sets of joined words."""
-    sets = []
-    for text in (left, right):
-        words = text_key(text).split()
-        sets.append({" ".join(words[i : i + 5]) for i in range(len(words) - 4)})
-    return len(sets[0] & sets[1]) / len(sets[0] | sets[1]) if sets[0] | sets[1] else 0.0
-
-
-def test_near_duplicates_takes_a_similarity_of_exactly_four_fifths():
-    # 13 words have 9 shingles; another last word changes one: 8 shared of 10. Of 12 words it leaves 7 of 9.
-    just, below = WORDS[:13], WORDS[20:32]
-    answers = [" ".join(words) for words in (just, [*just[:-1], "other"], below, [*below[:-1], "other"])]
-    i, j = near_duplicates(answers)
-    assert list(zip(i.tolist(), j.tolist(), strict=True)) == [(0, 1)]
-
-
-def test_near_duplicates_agrees_with_brute_force():
-    generator = random.Random(0)
-    answers = []
-    for _ in range(60):
-        words = [generator.choice(WORDS[:6]) for _ in range(generator.randrange(1, 60))]
-        answers += [
-            " ".join(words),
-            " ".join(word if generator.random() > 0.03 else "edited" for word in words),
-        ]
-    expected = {
-        (i, j)
-        for i in range(len(answers))
-        for j in range(i + 1, len(answers))
-        if jaccard(answers[i], answers[j]) >= 0.8
-        and min(len(answers[i].split()), len(answers[j].split())) >= 8
-    }
-    i, j = near_duplicates(answers)
-    assert set(zip(i.tolist(), j.tolist(), strict=True)) == expected
-    assert len(expected) > 10
-
-
-@pytest.mark.parametrize("answers", [[], [""], ["too short"], ["one two three four five six seven eight"]])
-def test_near_duplicates_finds_none_among_none(answers):
-    assert [len(side) for side in near_duplicates(answers)] == [0, 0]
-
-
 def test_link_groups_joins_rows_over_each_kind_of_link():
     long = " ".join(WORDS[:30])
-    pairs = make_pairs(
-        [
-            {"question": "What is gout?", "focus_area": "Gout"},  # 0 and 1: same question
-            {"question": "what is GOUT ?", "answer": long},  # 1 and 2: same answer
-            {"answer": long.upper()},
-            {"answer": long + " end"},  # 1 and 3: near-duplicate answer
-            {"focus_area": "gout"},  # 0 and 4: same disease
-            {"answer": "All of the above"},
-            {"answer": "All of the above"},  # 5, 6: short answers link nothing
-            {},
-            {},  # 7, 8: an empty focus area links nothing
-        ]
-    )
-    groups = link_groups(pairs)
-    assert len(set(groups[:5])) == 1
-    assert len(set(groups[5:]) | {groups[0]}) == 5
-
-
-def test_link_groups_joins_choice_questions_by_a_long_stem_only():
-    stem = "A man has fever and cough since two weeks. Which test?"
-    pairs = make_pairs(
-        [
-            {"question": f"{stem}\nA. X-ray\nB. Sputum"},
-            {"question": f"{stem}\nA. Sputum\nB. Nothing"},
-            {"question": "Which is true?\nA. This\nB. That"},
-            {"question": "Which is true?\nA. One\nB. Two"},
-        ]
-    )
-    groups = link_groups(pairs)
-    assert groups[0] == groups[1] and len(set(groups)) == 3
+    rows = [
+        {"question": "What is gout?", "focus_area": "Gout"},  # 0 and 1: same question
+        {"question": "what is GOUT ?", "answer": long},  # 1 and 2: same answer
+        {"answer": long.upper()},
+        {"answer": long[:60] + " and then something else"},  # 1 and 3: half of an answer
+        {"focus_area": "gout (disease)"},  # 0 and 4: same disease
+        {"answer": "All of the above"},
+        {"answer": "All of the above"},  # 5, 6: short answers link nothing
+        {},
+        {},  # 7, 8: an empty focus area links nothing
+        {"source": "afrimedqa", "question": "Which is true?\nA. This\nB. That"},
+        {"source": "afrimedqa", "question": "Which is TRUE\nA. One\nB. Two"},  # 9 and 10: same stem
+    ]
+    groups = link_groups(make_pairs(rows))
+    assert len(set(groups[:5])) == 1 and groups[9] == groups[10]
+    assert len(set(groups)) == 6
 
 
 def test_link_groups_names_a_group_by_its_texts():
@@ -128,14 +70,10 @@ def many_pairs() -> pd.DataFrame:
 @pytest.mark.parametrize("by", ["group", "random"])
 def test_split_pairs_gives_each_source_eighty_ten_ten(by):
     result = split_pairs(many_pairs(), by=by)
-    assert {name: len(split) for name, split in result.items()} == {
-        "train": 320,
-        "validation": 40,
-        "test": 40,
-    }
-    assert {
-        name: sum(source == "afrimedqa" for source in split["source"]) for name, split in result.items()
-    } == {"train": 48, "validation": 6, "test": 6}
+    for source, rows in (("medquad", 340), ("afrimedqa", 60)):
+        held_out = [split["source"].count(source) for split in map(result.get, SPLITS[1:])]
+        assert held_out == pytest.approx([rows / 10] * 2, rel=0.06)
+    assert sum(result.num_rows.values()) == 400
     assert list(result) == list(SPLITS) and result["train"].column_names == list(COLUMNS)
 
 
@@ -159,7 +97,7 @@ def test_split_pairs_depends_on_the_seed_but_not_on_the_order_of_rows():
 
 
 def test_split_pairs_refuses_what_it_cannot_split():
-    with pytest.raises(ValueError, match="'group' or 'random'"):
+    with pytest.raises(ValueError, match="'group', 'official' or 'random'"):
         split_pairs(many_pairs(), by="disease")
     with pytest.raises(ValueError, match="lack the columns.*choices"):
         split_pairs(many_pairs().drop(columns="choices"))
@@ -201,37 +139,53 @@ def test_hash_splits_is_the_sha256_of_one_json_line_a_row():
     assert splits.hash_splits(DatasetDict({"test": Dataset.from_list(rows)})) == {"test": digest}
 
 
-def test_leakage_report_counts_held_out_rows_with_a_relative_in_train():
-    long = " ".join(WORDS[:30])
-    pairs = make_pairs(
-        [
-            {"question": "What is gout?", "focus_area": "gout"},
-            {"answer": long},
-            {"answer": " ".join(WORDS[30:38])},  # train
-            {"question": "What is GOUT ?", "focus_area": "Gout"},
-            {"answer": long + " end"},
-            {"answer": "Yes."},
-            {"focus_area": "flu"},  # test
-            {"answer": " ".join(WORDS[30:38])},  # validation
-        ]
-    )
-    parts = {"train": range(3), "test": range(3, 7), "validation": range(7, 8)}
-    made = DatasetDict(
-        {name: Dataset.from_list(pairs.iloc[list(rows)].to_dict("records")) for name, rows in parts.items()}
-    )
+def split_by_hand(rows: list[dict], train: int, test: int) -> DatasetDict:
+    """The first rows are train, then test, the rest validation."""
+    pairs = make_pairs(rows)
+    parts = {"train": pairs[:train], "test": pairs[train : train + test], "validation": pairs[train + test :]}
+    return DatasetDict({name: Dataset.from_dict(part.to_dict("list")) for name, part in parts.items()})
+
+
+def test_leakage_report_counts_held_out_rows_and_words_that_train_has():
+    copied = " ".join(WORDS[:20])
+    rows = [
+        {"question": "What is gout?", "focus_area": "gout"},
+        {"answer": copied},
+        {"answer": " ".join(WORDS[30:38])},  # train
+        {"question": "What is GOUT ?", "focus_area": "Gout disease"},
+        {"answer": f"a b c {copied.upper()} d e"},  # 20 of 25 words are in train
+        {"answer": "Yes."},
+        {"focus_area": "flu", "answer": " ".join(WORDS[1:13])},  # test; 12 words in a row do not count
+        {"answer": " ".join(WORDS[30:38])},  # validation
+    ]
+    made = split_by_hand(rows, train=3, test=4)
     report = leakage_report(made)
     found = {(row.split, row.check.split(" (")[0]): (row.rows, row.in_train) for row in report.itertuples()}
+    words = "words of the answer in a run of 13"
     assert found == {
         ("test", "same question"): (4, 1),
         ("test", "same answer"): (3, 0),
-        ("test", "near-duplicate answer"): (3, 1),
         ("test", "same disease"): (2, 1),
+        ("test", words): (12 + 25 + 1 + 12, 20),
+        ("test", f"{words}, templates aside"): (50, 20),
         ("validation", "same question"): (1, 0),
         ("validation", "same answer"): (1, 1),
-        ("validation", "near-duplicate answer"): (1, 1),
         ("validation", "same disease"): (0, 0),
+        ("validation", words): (8, 0),
+        ("validation", f"{words}, templates aside"): (8, 0),
     }
     assert report.set_index(["split", "check"]).loc[("test", "same question"), "percent"] == 25.0
+    assert train_overlap(made).tolist() == [0, 20 / 25, 0, 0]
+
+
+def test_leakage_report_sets_texts_under_twenty_diseases_aside():
+    template = "It is passed on by one of the two parents in half of all known families."
+    for diseases, expected in ((20, 0), (19, 16)):
+        rows = [{"answer": template, "focus_area": f"disease {letter}"} for letter in "abcdefghijklmnopqrstuv"]
+        made = split_by_hand(rows[:diseases] + [{}], train=diseases - 1, test=1)
+        report = leakage_report(made).query("split == 'test'").set_index("check")["in_train"]
+        assert report.iloc[-1] == expected and report.iloc[-2] == 16
+        assert report["same answer (8 words or more)"] == (expected > 0)
 
 
 def test_leakage_report_is_zero_for_the_grouped_split_of_random_texts():
@@ -240,14 +194,48 @@ def test_leakage_report_is_zero_for_the_grouped_split_of_random_texts():
     for i in range(200):
         words = [f"v{word}" for word in generator.integers(0, 9, size=int(generator.integers(3, 14)))]
         focus_area = f"disease {i % 70}" if i % 2 else ""
-        rows.append(
-            {
-                "question": f"Question {generator.integers(150)}?",
-                "answer": " ".join(words),
-                "focus_area": focus_area,
-            }
-        )
+        question = f"Question {generator.integers(150)}?"
+        rows.append({"question": question, "answer": " ".join(words), "focus_area": focus_area})
     pairs = make_pairs(rows)
     pairs["group"] = link_groups(pairs)
     assert (leakage_report(split_pairs(pairs))["in_train"] == 0).all()
     assert leakage_report(split_pairs(pairs, by="random"))["in_train"].sum() > 0
+
+
+def test_split_pairs_leaves_training_rows_out_that_copy_held_out_ones(capsys):
+    """Long answers share 20 of their words: too few for one group, too many for train and test."""
+    own = [" ".join(f"{word}own{i}" for word in WORDS) for i in range(15)]
+    pairs = make_pairs([{"answer": f"{' '.join(WORDS[:20])} {text}"} for text in own] + [{}] * 30)
+    pairs["group"] = link_groups(pairs)
+    assert pairs["group"].nunique() == 45
+    result = split_pairs(pairs, seed=3)
+    held_out = [answer for name in SPLITS[1:] for answer in result[name]["answer"]]
+    assert any(answer.startswith("w0 w1 ") for answer in held_out)
+    assert not any(answer.startswith("w0 w1 ") for answer in result["train"]["answer"])
+    assert sum(result.num_rows.values()) < 45 and "left out" in capsys.readouterr().out
+    assert sum(split_pairs(pairs, seed=3, by="random").num_rows.values()) == 45
+
+
+def test_split_pairs_by_official_holds_the_official_rows_and_their_relatives_out():
+    pairs = many_pairs()
+    is_exam = pairs["source"] == "afrimedqa"
+    pairs.loc[is_exam, "official"] = ["test"] * 40 + ["train"] * 20
+    relative = pairs.index[is_exam][-1]
+    pairs.loc[relative, "group"] = pairs.loc[pairs.index[is_exam][0], "group"]
+    result = split_pairs(pairs, by="official")
+    exam = {name: [row for row in split if row["source"] == "afrimedqa"] for name, split in result.items()}
+    assert {name: len(rows) for name, rows in exam.items()} == {"train": 17, "validation": 2, "test": 41}
+    assert pairs["question"][relative] in {row["question"] for row in exam["test"]}
+    assert all(row["official"] == "train" for name in ("train", "validation") for row in exam[name])
+    by_group = split_pairs(pairs)
+    assert [row for row in result["test"] if row["source"] == "medquad"] == [
+        row for row in by_group["test"] if row["source"] == "medquad"
+    ]
+    with pytest.raises(ValueError, match="official"):
+        split_pairs(pairs.assign(official=""), by="official")
+
+
+def test_split_pairs_takes_pairs_without_the_newer_columns():
+    pairs = many_pairs()
+    older = split_pairs(pairs.drop(columns=["official", "references"]))
+    assert splits.hash_splits(older) == splits.hash_splits(split_pairs(pairs))
