@@ -18,8 +18,8 @@ from datasets import Dataset
 
 from medqa_lib import metrics
 from medqa_lib.config import Experiment, Profile, current_profile, home_dir
-from medqa_lib.data import splits as data_splits
 from medqa_lib.data.prepare import hash_splits, prepare_splits
+from medqa_lib.data.splits import train_overlap
 from medqa_lib.evaluation import likelihood, results
 from medqa_lib.evaluation.answers import AnswerStore
 from medqa_lib.evaluation.facts import RED_LINES, crosses_red_line, score_facts
@@ -193,8 +193,7 @@ def score_test(context: RunContext, test, answers) -> pd.DataFrame:
     about = pd.DataFrame({"question_id": rows["question"].map(results.question_id), "source": rows["source"],
                           "group": rows["group"].map(str), "kind": np.where(has_options, "mcq", "free")})
     both = Dataset.from_dict({"answer": [*rows["answer"], *texts], "focus_area": [""] * 2 * len(rows)})
-    copied = getattr(data_splits, "train_overlap", lambda _: np.zeros(len(both)))
-    about["train_overlap"], share = copied({**context.splits, "test": both}).reshape(2, -1)
+    about["train_overlap"], share = train_overlap({**context.splits, "test": both}).reshape(2, -1)
     found = pd.DataFrame(list(map(score_facts, rows["question"], texts, references)))
     return pd.concat([about, scores, found.assign(recited=(share >= 0.5).astype(int))], axis=1)
 

@@ -93,7 +93,6 @@ def test_score_test_says_what_a_row_is_and_takes_further_references(splits, tmp_
     assert scores[["fact_asked", "numbers_stated"]].eq(0).all(axis=None)
 
 
-@pytest.mark.skipif(not hasattr(evaluation.data_splits, "train_overlap"), reason="the splits do not know it yet")
 def test_score_test_counts_what_is_copied_from_training_answers(tmp_path):
     paragraph = " ".join(f"word{i}" for i in range(40))
     rows = {"question": ["What is gout?", "What is mumps?"], "answer": [f"{paragraph} and more.", "An illness."],
@@ -214,7 +213,7 @@ def test_published_runs_still_have_the_identity_that_a_large_gpu_gives(use_gpu, 
         saved = json.loads(path.read_text())["identity"]
         if saved["versions"]["metrics"] < results.VERSIONS["metrics"]:
             continue  # of an earlier study
-        name = "base" if path.parent.name.startswith(("base", "baseline")) else path.parent.name
+        name = path.parent.name.removesuffix("_one_shot")
         monkeypatch.setattr(evaluation, "hash_splits", lambda _splits, saved=saved: saved["data"])
         assert evaluation.result_identity(EXPERIMENTS.get(name), GPU, make_splits(1747)) == saved, path
 
