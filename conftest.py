@@ -12,7 +12,7 @@ import pytest
 RUN_HOME = tempfile.mkdtemp(prefix="medqa-tests-")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     os.environ["MEDQA_PROFILE"] = "smoke"
     os.environ["MEDQA_HOME"] = RUN_HOME
     os.environ.pop("MEDQA_MODEL", None)
@@ -25,6 +25,25 @@ def pytest_configure() -> None:
         "MEDQA_DATA_DIR" in os.environ
     ):  # a notebook's kernel starts in notebooks/, where a relative path means another folder
         os.environ["MEDQA_DATA_DIR"] = os.path.abspath(os.environ["MEDQA_DATA_DIR"])
+    if getattr(config.option, "nbmake", False):
+        config.kernel = share_kernel()
+
+
+def share_kernel():
+    """Let nbmake run all notebooks in one kernel, cleared in between: imports take longer than most of them."""
+    from nbmake import nb_run
+
+    from medqa_lib.__main__ import RESET, new_kernel
+
+    kernel = new_kernel()
+
+    class SharedClient(nb_run.NotebookClient):
+        def __init__(self, notebook, **options):
+            super().__init__(notebook, kernel, **options)
+            self.on_notebook_start = lambda notebook: self.kc.execute_interactive(RESET, silent=True)
+
+    nb_run.NotebookClient = SharedClient
+    return kernel
 
 
 @pytest.hookimpl(
@@ -43,5 +62,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("notebooks"))
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (kernel := getattr(config, "kernel", None)) and kernel.has_kernel:
+        from nbclient.util import run_sync
+
+        run_sync(kernel.shutdown_kernel)(now=True)
     shutil.rmtree(RUN_HOME, ignore_errors=True)
