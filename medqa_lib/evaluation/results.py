@@ -24,7 +24,7 @@ from medqa_lib.config import MODELS, Experiment, Profile, home_dir
 from medqa_lib.prompts import format_prompt
 from medqa_lib.reasons import hub_answers, hub_reason
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "rouge_score",
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "nltk",
             "sacrebleu", "bert_score", "textstat")
 PUBLISHED = Path(__file__).parents[2] / "assets" / "results"  # in a checkout: MODEL/RUN
 EXPLANATIONS = ("question", "baseline", "changed_fields")  # of an experiment; they change no result
