@@ -5,7 +5,6 @@ A row step takes a `Row` and returns it, perhaps changed, or None (removed); a s
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections import defaultdict
@@ -13,18 +12,24 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from medqa_lib.data import texts
-from medqa_lib.data.texts import text_cell, text_key
+from medqa_lib.data.relevance import answers_another, relevance
+from medqa_lib.data.texts import parse_cell, text_cell, text_key
 
-MIN_WORDS_BESIDE_TABLE = 10  # what is left of an answer beside a phenotype table must say something
 MAX_CELL_CHARACTERS = 50_000  # beyond the longest real answer (30,000): a quote in the CSV was not closed
 LONG_ANSWER_WORDS = 300  # about what 512 tokens hold beside the question
-TEMPLATE_WORDS = 8  # from here on one answer under two questions is a template, not coincidence
-TEMPLATE_CAP = 3
 LETTERS = "ABCDEFGHIJ"
 PLACEHOLDERS = {"", "no rationale", "no rationale provided", "no answer", "no explanation", "none", "null",
                 "nan", "na", "n a", "nil", "not available", "not applicable"}
 _LETTER = re.compile(r"[^\W_]")
-_PHENOTYPE_TABLE = re.compile(r"The Human Phenotype Ontology provides.*?(?:may be rare or common\.|$)")
+_OTHER_OPTIONS = re.compile(r"(?:both |only )?[A-E](?:, ?[A-E])*,? ?(?:and|&|or) ?[A-E](?: only| above)?\.?",
+                            re.IGNORECASE)
+# A stem that is only a topic heads a list of true and false statements: "Concerning gout:", "The vagina".
+_TOPIC = re.compile(r"(?:concerning|regarding|about|on|with regards? to|as regards)\b"
+                    r"|(?=(?:\S+\s*){1,4}$)", re.IGNORECASE)
+_ASKS = re.compile(r"\?|\.\.|_|\b(?:wh\w+|how|except|not|true|false|\w*correct|wrong|best|most|least|is|are"
+                   r"|was|has|can|may|by|from|includes?|\w+ed|\w+ing|causes?|refers?)\b", re.IGNORECASE)
+_GLUED = re.compile(r"(?>.*?\bA\s?[.)])(?>.*?B\s?[.)]).*?C\s?[.)]")
+_PROMPT_MARKER = re.compile(r"#{2,}[ \t]*(?:Instruction|Response)[ \t]*:", re.IGNORECASE)
 # Logic puzzles and genealogy in AfriMed-QA.
 _NOT_MEDICAL = re.compile(r"\blogical(?:ly)? (?:conclude|infer|reasoning)|^if all\b|\bgenealog"
                           r"|\bbury the survivors", re.IGNORECASE)
@@ -59,18 +64,6 @@ def empty_placeholders(row: Row) -> Row:
     """An answer such as "No rationale" becomes empty."""
     return row._replace(question="" if is_placeholder(row.question) else row.question,
                         answer="" if is_placeholder(row.answer) else row.answer)
-
-
-def parse_cell(text: str) -> list | dict | None:
-    """The list or dictionary in a cell, as JSON or as the Python literal that `to_csv` writes; else None."""
-    if not text.lstrip().startswith(("[", "{")):
-        return None
-    for parse in (json.loads, lambda text: ast.literal_eval(re.sub(r"\bnan\b(?=\s*[,}\]])", "None", text))):
-        try:
-            return parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            pass
-    return None
 
 
 def for_choices(step: RowStep) -> RowStep:
@@ -130,23 +123,18 @@ def fix_templates(row: Row) -> Row | None:
 def merge_equal_options(row: Row) -> Row | None:
     """Deduplicate options; drop the question if fewer than two, or a correct one, remain.
 
-    Case tells options apart (the genotypes AA, Aa and aa); a dot at the end does not.
+    Case tells options apart (the genotypes AA, Aa and aa); a dot at the end does not. An option such as
+    "A and C" drops the question if it is the key, or if options left and the letters moved.
     """
     keys = [option.rstrip(". ") for option in row.options]
     left = list(dict.fromkeys(filter(None, keys)))
     if len(left) < 2 or not all(keys[place] for place in row.correct):
         return None
+    letters = [place for place, key in enumerate(keys) if _OTHER_OPTIONS.fullmatch(key)]
+    if letters and (len(left) < len(keys) or {*letters} & {*row.correct}):
+        return None
     correct = tuple(sorted({left.index(keys[place]) for place in row.correct}))
     return row._replace(options=tuple(row.options[keys.index(key)] for key in left), correct=correct)
-
-
-def cut_phenotype_table(row: Row) -> Row | None:
-    """Cut the flattened table and its legend out; an answer that was little else is removed."""
-    if "Human Phenotype Ontology" not in row.answer:
-        return row
-    answer = " ".join(_PHENOTYPE_TABLE.sub(" ", row.answer).split())
-    words = texts.strip_echo(answer, row.question).split()
-    return row._replace(answer=answer) if len(words) >= MIN_WORDS_BESIDE_TABLE else None
 
 
 @for_choices
@@ -155,12 +143,19 @@ def write_pair(row: Row) -> Row:
     if not row.question:
         return row
     question = "\n".join([row.question, *map("{}. {}".format, LETTERS, row.options)])
-    answer = "; ".join(row.options[place] for place in row.correct)
+    answer = row.options[row.correct[0]]
     if not is_placeholder(row.answer) and text_key(row.answer) != text_key(answer):
         answer = f"{answer.rstrip('.')}. {row.answer}"
     choices = {"options": row.options, "correct": row.correct[0]}
-    choices = json.dumps(choices, ensure_ascii=False) if len(row.correct) == 1 else ""
-    return row._replace(question=question, answer=answer, choices=choices)
+    return row._replace(question=question, answer=answer, choices=json.dumps(choices, ensure_ascii=False))
+
+
+def lists_statements(row: Row) -> bool:
+    """Whether a multiple-choice stem is only a topic, and its options are statements on it."""
+    topic = None if row.kind != "mcq" or row.answer else _TOPIC.match(row.question)
+    if not topic or _ASKS.search(row.question, topic.end()):
+        return False
+    return sum(len(option.split()) for option in row.options) >= 4 * len(row.options)
 
 
 def asks_again(row: Row) -> bool:
@@ -187,24 +182,25 @@ def drop_exact_pairs(rows: list[Row]) -> list[Row]:
 
 
 def keep_one_answer(rows: list[Row]) -> list[Row]:
-    """Of several answers keep the fullest of at most 300 words or, if all are longer, the shortest."""
+    """Of several answers keep the most relevant, of equal ones the fullest of at most 300 words.
+
+    The others that are relevant at all become its further references.
+    """
 
     def preference(row: Row) -> tuple:
         words = len(row.answer.split())
-        return (words > LONG_ANSWER_WORDS, words if words > LONG_ANSWER_WORDS else -words, row.answer)
+        length = -words if words > LONG_ANSWER_WORDS else words
+        return relevance(row.question, row.answer), words <= LONG_ANSWER_WORDS, length, row.answer
 
-    best = {text_key(row.question): row for row in sorted(rows, key=preference, reverse=True)}
-    return [row for row in rows if row is best[text_key(row.question)]]
-
-
-def cap_template_answers(rows: list[Row]) -> list[Row]:
-    """One text under many diseases (a paragraph on inheritance, say) stays under three of them."""
-    askers = defaultdict(list)
+    answers = defaultdict(list)
     for row in rows:
-        if len(row.answer.split()) >= TEMPLATE_WORDS:
-            askers[text_key(row.answer)].append(row.question)
-    kept = {key: sorted(asked)[:TEMPLATE_CAP] for key, asked in askers.items() if len(asked) > TEMPLATE_CAP}
-    return [row for row in rows if row.question in kept.get(text_key(row.answer), (row.question,))]
+        answers[text_key(row.question)].append(row)
+    kept = {}
+    for several in answers.values():
+        best, *others = sorted(several, key=preference, reverse=True) if several[1:] else several
+        others = [row.answer for row in others if relevance(row.question, row.answer) >= 2]
+        kept[id(best)] = json.dumps(others, ensure_ascii=False) if others else ""
+    return [row._replace(references=kept[id(row)]) for row in rows if id(row) in kept]
 
 
 ROW_STEPS = (
@@ -215,20 +211,27 @@ ROW_STEPS = (
     ("Unicode, HTML and white space", clean_texts),
     ("question templates and labels", fix_templates),
     ("equal options", merge_equal_options),
-    ("phenotype tables", cut_phenotype_table),
+    ("several correct options", drop(lambda row: row.kind == "mcq" and len(row.correct) > 1)),
+    ("lists of statements, not a question", drop(lists_statements)),
+    ("options in a free question", drop(lambda row: row.kind != "mcq" and _GLUED.match(row.question))),
+    ("phenotype tables", lambda row: row._replace(answer=texts.write_phenotypes(row.answer))),
+    ("prompt markers", lambda row: row._replace(answer=_PROMPT_MARKER.split(row.answer)[0].strip())),
     ("lead-ins and page parts", lambda row: row._replace(answer=texts.strip_page_parts(row.answer))),
     ("echoed question", lambda row: row._replace(answer=texts.strip_echo(row.answer, row.question))),
+    ("yes or no to what or how", lambda row: row._replace(answer=texts.strip_yes(row.answer, row.question))),
+    ("repeated sentences", lambda row: row._replace(answer=texts.drop_repeats(row.answer))),
     ("link-only answers", drop(lambda row: texts.has_only_links(row.answer))),
     ("choices to question and answer", write_pair),
     ("no question or answer", drop(lambda row: not all(map(_LETTER.search, (row.question, row.answer))))),
     ("under three words", drop(lambda row: row.kind != "mcq" and len(row.answer.split()) < 3)),
     ("answer is a question", drop(lambda row: row.kind != "mcq" and asks_again(row))),
+    ("answers to another question", drop(lambda row: row.source == "medquad"
+                                         and answers_another(row.question, row.answer))),
     ("not medical", drop(lambda row: row.source == "afrimedqa" and _NOT_MEDICAL.search(row.question))),
 )
 SET_STEPS = (
     ("exact pairs", drop_exact_pairs),
     ("one answer per question", keep_one_answer),
-    ("template answers", cap_template_answers),
 )
 
 
@@ -244,7 +247,8 @@ def clean_rows(rows: list[Row], only: set[str] | None = None) -> tuple[list[Row]
         if only is not None and name not in only:
             continue
         if (name, step) in SET_STEPS:
-            left, changed = step(rows), 0
+            left = step(rows)
+            changed = len({*left} - {*rows})
         else:
             results = [step(row) for row in rows]
             left = [row for row in results if row is not None]

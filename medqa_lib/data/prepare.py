@@ -112,6 +112,9 @@ def prepare_splits(by: str = "group", home: str | Path | None = None) -> Dataset
         pass
     except ValueError as error:
         print(f"{error} Making them again.")
+    if others := sorted({str(path.parents[1]) for path in folder.parents[1].glob(f"*/{by}/manifest.json")}):
+        print(f"Making splits anew in {folder}, for other data or cleaning rules. Earlier ones stay in "
+              f"{', '.join(others)}.")
     pairs = merge_sources(sources)
     origins = {name: {"origin": frame.attrs["origin"], "rows": len(frame)} for name, frame in sources.items()}
     about = {"by": by, "seed": 42, "sources": origins, "source_sha256": digest, **pairs.attrs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import json
 import re
@@ -27,6 +28,18 @@ def text_cell(cell: Any) -> str:
         plain = getattr(cell, "tolist", lambda: cell)()  # an array of a Parquet file is a list
         return json.dumps(plain, ensure_ascii=False, default=str)
     return "" if pd.isna(cell) else str(cell)
+
+
+def parse_cell(text: str) -> list | dict | None:
+    """The list or dictionary in a cell, as JSON or as the Python literal that `to_csv` writes; else None."""
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    for parse in (json.loads, lambda text: ast.literal_eval(re.sub(r"\bnan\b(?=\s*[,}\]])", "None", text))):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            pass
+    return None
 
 
 def text_key(text: str) -> str:
@@ -84,7 +97,7 @@ _EMPTY_SLOT = re.compile(r"(?:what (?:is|are|is \(are\)|causes)|who is at risk f
 def fix_question(question: str, focus_area: str = "", answer: str = "") -> str:
     """The question without numbering and template marks; "" where the template's slot is empty.
 
-    `What is (are) X ?` becomes `What are X?` where the answer soon says "X are", else `What is X?`.
+    `What is (are) X ?` becomes `What are X?` where X is a plural, else `What is X?`.
     """
     if question.count('"') % 2 or re.fullmatch(r'"[^"]*"', question):
         question = question.strip('" ')
@@ -94,10 +107,25 @@ def fix_question(question: str, focus_area: str = "", answer: str = "") -> str:
         question = pattern.sub(replacement, question)
     if _EMPTY_SLOT.fullmatch(question):
         return ""
-    is_plural = bool(focus_area) and f"{focus_area} are ".casefold() in answer[:300].casefold()
-    verb = "What are" if is_plural else "What is"
-    question = re.sub(r"^what is \(are\)", verb, question, flags=re.IGNORECASE)
+    if question[:13].casefold() == "what is (are)":
+        verb = "What are" if is_plural(focus_area or question[13:].strip(" ?"), answer) else "What is"
+        question = verb + question[13:]
     return question if question[1:2].isupper() else question[:1].upper() + question[1:]
+
+
+_PLURALS = re.compile(r"(?:disorder|disease|injurie|infection|problem|tumor|stone|cyst|bite|service|medicine"
+                      r"|cancer|malformation|neuropathie|adhesion|aid)s|lice|teeth|feet|bacteria")
+
+
+def is_plural(name: str, answer: str) -> bool:
+    """Whether a name is a plural: "Warts" where the answer has "wart", or a sentence begins "Warts are"."""
+    name = re.split(r"\s*(?:\(|:| (?:and|in|of|with|from|for)\b)", name.casefold())[0]
+    last = name.split()[-1:]
+    if not last or _PLURALS.fullmatch(last[0]) or not re.search(r"[^'suix]s$", last[0]):
+        return bool(last and _PLURALS.fullmatch(last[0]))
+    singular = re.escape(re.sub(r"ie$", "y", last[0][:-1]))
+    begins = rf"(?:^|[.!?:] )(?:the )?{re.escape(name)} (?:\([^()]*\) )?are\b"
+    return bool(re.search(rf"\b{singular}\b|{begins}", answer.casefold()))
 
 
 # --- answers ------------------------------------------------------------------------------------------------
@@ -125,15 +153,21 @@ _LEAD_IN = re.compile(r"^(?:Key Points\b[\s:-]*|Summary\s*:\s*|On this Page\b(?:
 _CREDIT = re.compile(
     r"(?<!the )\b(?:NIH: National [^.?!:]{5,100}|Centers for Disease Control and Prevention"
     r"|Food and Drug Administration|Federal Emergency Management Agency"
-    r"|Dept\. of Health and Human Services [^.?!:]{5,60}|More on: [^.?!:]{3,80})$")
+    r"|Environmental Protection Agency|Agency for Toxic Substances Disease Registry"
+    r"|United States Department of Agriculture|Agency for Healthcare Research and Quality"
+    r"|Dept\. of Health and Human Services [^.?!:]{5,60}|More on: [^.?!]{3,90})$")
+_PAGE_MARK = re.compile(r" More on: Resources for Health Professionals: (?:Antiparasitic )?[A-Z][a-z]+\b"
+                        r"|(?<=[A-Za-z%)][A-Za-z%)]\.)\d{1,2}(?=\s+[A-Z-]|$)"  # "in girls.2 Most of"
+                        r"|(?<=[\w.])(?:\s?\[\d{1,4}\])+")
 _CREDIT_CHARACTERS = 130  # longest credit; the search looks at the end of the answer only
 _PLAYER_HELP = re.compile(r"\(Watch the video[^()]*(?:\([^()]*\)[^()]*)*\)|\bTop of page\b")
 
 
 def strip_page_parts(answer: str) -> str:
-    """The answer without heading, table of contents, the video player's help and the publisher's name."""
+    """The answer without headings, footnote digits, the video player's help and the publisher's name."""
     if "Watch the video" in answer or "Top of page" in answer:
         answer = " ".join(_PLAYER_HELP.sub(" ", answer).split())
+    answer = _PAGE_MARK.sub("", answer)
     while (shorter := _LEAD_IN.sub("", answer, count=1)) != answer:
         answer = shorter
     while credit := _CREDIT.search(answer, max(0, len(answer) - _CREDIT_CHARACTERS)):
@@ -141,7 +175,49 @@ def strip_page_parts(answer: str) -> str:
     return answer
 
 
-_FUNCTION_WORDS = frozenset("""a an and any are as be been being by can could do does for from get has have
+_NO_SIGN = re.compile(r".* (?:inheritance|onset|penetrance|gene syndrome)|(?:\w+ )?\w*rogress(?:ion|ive)"
+                      r"|Onset|Sporadic|Heterogeneous|Phenotypic variability|Variable expressivity"
+                      r"|Somatic mutation|Somatic mosaicism|Genetic anticipation")
+_FREQUENCIES = ((80, "Very common"), (30, "Common"), (5, "Occasional"), (0, "Rare"),
+                (-1, "Frequency unknown"))
+
+
+def write_phenotypes(answer: str) -> str:
+    """The flattened table of signs and their shares of patients as sentences, most frequent first.
+
+    The limits are those of the Human Phenotype Ontology. How it is inherited and when it begins is no sign.
+    """
+    before, found, rest = answer.partition("The Human Phenotype Ontology provides")
+    if not found:
+        return answer
+    table, _, rest = rest.partition("The Human Phenotype Ontology (HPO) has collected")
+    cells = re.split(r" (-|\d+(?:\.\d+)?%|\d+/\d+)(?= |$)", table.partition("(when available)")[2].rstrip())
+    signs = {name: [] for _, name in _FREQUENCIES}
+    for sign, share in zip(cells[:-1:2], cells[1::2], strict=True):
+        part, _, whole = share.rstrip("%").partition("/")
+        percent = -1 if share == "-" else 100 * float(part) / max(1, float(whole)) if whole else float(part)
+        if not _NO_SIGN.fullmatch(sign := sign.strip()):
+            signs[next(name for least, name in _FREQUENCIES if percent >= least)].append(sign)
+    sentences = [f"{name}: {'; '.join(found)}." for name, found in signs.items() if found]
+    return " ".join([before.strip(), *sentences, rest.partition("may be rare or common.")[2].strip()]).strip()
+
+
+def drop_repeats(answer: str) -> str:
+    """The answer without a list item of six words or more that is a sentence again further down (a heading).
+
+    The first sentence stays where it is, and goes further down.
+    """
+    parts = re.split(r"(?<=[.?!:])\s+|\s+(?=- )", answer)
+    keys = [text_key(part) for part in parts]
+    last = {key: place for place, key in enumerate(keys)}
+    if len(last) == len(parts):
+        return answer
+    return " ".join(part for place, (part, key) in enumerate(zip(parts, keys, strict=True))
+                    if place == 0 or key.count(" ") < 5
+                    or key != keys[0] and not (part.startswith("- ") and last[key] > place))
+
+
+FUNCTION_WORDS = frozenset("""a an and any are as be been being by can could do does for from get has have
     how in inherited information is it many might of on or people someone that the there to treated treatment
     treatments what when which who with you""".split())
 
@@ -151,7 +227,7 @@ def strip_echo(answer: str, question: str) -> str:
     echo = re.match(r"(?:[^.?!:]|\.(?=\d)){3,250}\?\s*", answer)
     if not echo:
         return answer
-    asked, repeated = (set(text_key(text).split()) - _FUNCTION_WORDS for text in (question, echo[0]))
+    asked, repeated = (set(text_key(text).split()) - FUNCTION_WORDS for text in (question, echo[0]))
     shared = len(asked & repeated)
     return answer[echo.end():] if 2 * shared >= min(len(asked), len(repeated)) and shared else answer
 
@@ -161,3 +237,11 @@ def has_only_links(answer: str) -> bool:
     titles = answer.startswith(("These resources address", "These resources from", "Here are links"))
     words = re.sub(r"(?:https?://|www\.)\S+", "", answer).split()
     return titles or len(words) < min(3, len(answer.split()))
+
+
+def strip_yes(answer: str, question: str) -> str:
+    """The answer to a question with what, how or who, without "Yes." or "No." before it."""
+    said = re.match(r"(?:Yes|No)[.,;:!]\s+(?=\w+\W+\w)", answer)
+    if not said or not question.startswith(("What", "How", "Who")):
+        return answer
+    return answer[said.end()].upper() + answer[said.end() + 1:]

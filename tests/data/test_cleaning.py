@@ -97,14 +97,22 @@ def test_fix_question_undoes_templates_and_numbering(raw, question):
 
 
 @pytest.mark.parametrize(
-    ("answer", "verb"),
-    [("Kidney stones are hard deposits.", "are"), ("A stone in the kidney is hard.", "is")],
+    ("name", "answer", "verb"),
+    [
+        ("Hives", "Hives are itchy swellings.", "are"),
+        ("Night Terrors (Parasomnia)", "A night terror wakes a child.", "are"),
+        ("Allergies", "An allergy is a reaction.", "are"),
+        ("Eye Diseases", "The eye may be ill.", "are"),
+        ("Kidney Stones in Children", "They are hard deposits.", "are"),
+        ("Diabetes", "People with diabetes are thirsty.", "is"),
+        ("Turner Syndrome", "Girls with Turner syndrome are short. Turner syndrome are words.", "is"),
+        ("Rickets", "Rickets softens bones.", "is"),
+        ("Fibrosis of the Eye Muscles", "The eye muscle stiffens.", "is"),
+        ("Graves'", "Graves' is an overactive gland.", "is"),
+    ],
 )
-def test_fix_question_takes_the_number_from_the_answer(answer, verb):
-    assert (
-        texts.fix_question("What is (are) Kidney Stones ?", "Kidney Stones", answer)
-        == f"What {verb} Kidney Stones?"
-    )
+def test_fix_question_takes_the_number_from_the_name(name, answer, verb):
+    assert texts.fix_question(f"What is (are) {name} ?", name, answer) == f"What {verb} {name}?"
 
 
 @pytest.mark.parametrize(
@@ -259,9 +267,43 @@ def test_clean_rows_takes_no_placeholder_for_a_rationale(rationale):
     assert clean_mcq(answer=rationale).answer == "Pancreas"
 
 
-def test_clean_rows_leaves_choices_empty_with_two_keys():
-    row = clean_mcq(correct="option1,option3")
-    assert (row.answer, row.choices) == ("Liver; Spleen", "")
+@pytest.mark.parametrize(
+    ("stem", "options", "correct", "step"),
+    [
+        ("Which organ?", ["Liver", "Lung", "Skin"], "0,2", "several correct options"),
+        ("Which organ?", ["Liver", "Lung", "A and B"], "2", "equal options"),
+        ("Which organ?", ["Liver", "Liver", "Lung", "Both A and C only"], "0", "equal options"),
+        ("Concerning malaria in adults:", ["A mosquito bite is needed", "The liver is never ill"], "0", "lists of statements, not a question"),
+        ("The liver", ["Is an organ in the chest", "Has four lobes of equal size"], "1", "lists of statements, not a question"),
+    ],
+)
+def test_clean_rows_removes_choices_without_one_best_option(stem, options, correct, step):
+    row = Row(stem, "", "afrimedqa", kind="mcq", options=json.dumps(dict(zip("012345", options, strict=False))), correct=correct)
+    rows, funnel = clean_rows([row])
+    assert rows == [] and [each["step"] for each in funnel if each["removed"]] == [step]
+
+
+@pytest.mark.parametrize(
+    ("stem", "options"),
+    [
+        ("Which organ?", ["Liver", "Lung", "A and B"]),
+        ("Which vitamins?", ["A, D, E and K", "B and C"]),
+        ("The liver is", ["Bile into the small gut", "Insulin into the large gut"]),
+        ("Which is true of malaria:", ["A mosquito bite is needed", "The liver is never ill"]),
+        ("Asthma", ["Wheeze", "Rash"]),
+    ],
+)
+def test_clean_rows_keeps_choices_with_one_best_option(stem, options):
+    assert clean_mcq(dict(enumerate_options(options)), "option1", question=stem) is not None
+
+
+def enumerate_options(options):
+    return [(f"option{place}", option) for place, option in enumerate(options, 1)]
+
+
+def test_clean_rows_removes_options_glued_to_a_free_question():
+    assert clean_one(question="Who saw it first?A.KochB) PasteurC. Jenner", kind="saq") is None
+    assert clean_one(question="Do vitamins A. and B12 help?", kind="saq") is not None
 
 
 @pytest.mark.parametrize(
@@ -320,19 +362,28 @@ def test_clean_rows_makes_a_choice_question_without_options_a_free_one():
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
-TABLE = "The Human Phenotype Ontology provides a table. Tall stature frequent. A sign without a number may be rare or common."
+LEGEND = "The Human Phenotype Ontology (HPO) has collected signs. A sign without a number may be rare or common."
+TABLE = (
+    "The Human Phenotype Ontology provides a list. Signs and Symptoms Approximate number of patients (when available) "
+    "Tall stature 90% Low-set, small ears 4/5 Arnold-Chiari malformation 30% Ataxia 7.5% Coma 1% Autosomal dominant inheritance - "
+    f"Intellectual disability, progressive - Adult onset - {LEGEND}"
+)
+SIGNS = (
+    "Very common: Tall stature; Low-set, small ears. Common: Arnold-Chiari malformation. Occasional: Ataxia. "
+    "Rare: Coma. Frequency unknown: Intellectual disability, progressive."
+)
 
 
-def test_clean_rows_cuts_a_phenotype_table_out_of_a_real_answer():
-    assert clean_one(answer=f"{ANSWER} {TABLE} See a doctor.").answer == f"{ANSWER} See a doctor."
+def test_clean_rows_writes_a_phenotype_table_as_sentences():
+    assert clean_one(answer=f"{ANSWER} {TABLE} See a doctor.").answer == f"{ANSWER} {SIGNS} See a doctor."
+    asked = {"question": "What are the symptoms of Gout?", "answer": f"What are the signs and symptoms of Gout? {TABLE}"}
+    assert clean_one(**asked).answer == SIGNS
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        TABLE,
-        f"What are the signs and symptoms of a cold? {TABLE}",
-        f"Nine words and a table are hardly an answer. {TABLE}",
+        f"The Human Phenotype Ontology provides a list. Number (when available) Sporadic - {LEGEND}",
         "These resources address colds: - A page - Another page",
         "https://example.org/cold www.example.org",
         "No rationale",
@@ -349,9 +400,38 @@ def test_clean_rows_removes_what_is_no_answer(answer):
     assert clean_one(answer=answer) is None
 
 
-def test_clean_rows_keeps_ten_words_beside_a_phenotype_table():
-    ten_words = "Ten words and a table are counted as an answer."
-    assert clean_one(answer=f"{ten_words} {TABLE}").answer == ten_words
+@pytest.mark.parametrize(
+    ("question", "answer", "left"),
+    [
+        ("How to diagnose Gout?", "Yes, blood tests help.", "Blood tests help."),
+        ("What causes Gout?", "No. Nobody knows why.", "Nobody knows why."),
+        ("Is Gout inherited?", "Yes. It runs in families.", "Yes. It runs in families."),
+        ("What is No?", "No is a short word.", "No is a short word."),
+        ("How is it?", "It heals soon. ### Response: It heals. ### Instruction: go on", "It heals soon."),
+        ("How often is it?", "One in five girls.2 Most have it twice (in 2012.3 cases).[1] [22] More follows.3",
+         "One in five girls. Most have it twice (in 2012.3 cases). More follows."),
+        ("How is it?", "It heals. More on: Resources for Health Professionals: Treatment Wash it.", "It heals. Wash it."),
+        ("How is it?", "It heals soon. More on: Taeniasis More on: Resources for All: Diagnosis Environmental Protection Agency", "It heals soon."),
+        ("What is Gout?", "Gout is a disease of the joints. - Gout comes from crystals in the joint. - Rest helps. "
+         "Gout is a disease of the joints. It hurts. Gout comes from crystals in the joint. Rest helps.",
+         "Gout is a disease of the joints. - Rest helps. It hurts. Gout comes from crystals in the joint. Rest helps."),
+    ],
+)
+def test_clean_rows_mends_an_answer(question, answer, left):
+    assert clean_one(question=question, answer=answer).answer == left
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "kept"),
+    [
+        ("What is Gout?", "Salt comes from many foods that we eat.", False),
+        ("What is Gout?", "Salt comes from foods. " * 20 + "Gout hurts.", True),
+        ("What is Age-related Macular Degeneration?", "Dry ARMD has three stages.", True),
+        ("What are the symptoms of Gout?", "Joints hurt and swell at night.", True),
+    ],
+)
+def test_clean_rows_removes_what_answers_another_question(question, answer, kept):
+    assert (clean_one(question=question, answer=answer) is not None) == kept
 
 
 def test_clean_rows_removes_puzzles_of_afrimedqa_only():
@@ -410,16 +490,28 @@ def test_keep_one_answer_prefers_the_fullest_that_fits(lengths, kept):
     assert [len(row.answer.split()) for row in cleaning.keep_one_answer(rows)] == [kept]
 
 
-def test_cap_template_answers_keeps_three_whatever_their_order():
-    rows = [pair(f"Is disease {name} inherited?", ANSWER) for name in "edcba"] + [
-        pair("Why?", "Short answers repeat.")
-    ] * 5
+@pytest.mark.parametrize(
+    ("question", "best", "reference", "other"),
+    [
+        ("What is Alzheimer's Disease?", "Alzheimers disease is an illness of nerve cells in the brain.", "Early Alzheimers disease (EAD) means loss.",
+         "A long answer on caregivers of people with Alzheimers disease, and on what they do all day."),
+        ("What are the treatments for Gout?", "Gout is treated with rest.", "Drugs and rest.",
+         "Gout hurts so much that one cannot walk or sleep."),
+        ("How to prevent Gout?", "To avoid gout, drink water.", "Drink water to lower the risk.", "Gout is a disease."),
+    ],
+)
+def test_keep_one_answer_goes_by_relevance_and_keeps_further_references(question, best, reference, other):
+    rows = [pair(question, text) for text in (other, reference, best)]
     for order in (rows, rows[::-1]):
-        kept = cleaning.cap_template_answers(order)
-        assert sorted(row.question for row in kept if row.answer == ANSWER) == [
-            f"Is disease {name} inherited?" for name in "abc"
-        ]
-        assert sum(row.question == "Why?" for row in kept) == 5
+        [row] = cleaning.keep_one_answer(order)
+        assert (row.answer, json.loads(row.references)) == (best, [reference])
+    assert cleaning.keep_one_answer(rows[:1])[0].references == ""
+
+
+def test_clean_rows_keeps_the_inheritance_of_every_disease():
+    paragraph = "This condition is inherited in an autosomal recessive pattern from both of the parents."
+    rows, _ = clean_rows([pair(f"Is disease {name} inherited?", paragraph) for name in "abcdef"])
+    assert len(rows) == 6
 
 
 def test_clean_rows_counts_each_removed_and_changed_row_once_where_it_happens():
