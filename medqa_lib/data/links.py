@@ -15,8 +15,9 @@ from scipy import sparse
 from medqa_lib.data.texts import count_words, text_key
 
 MIN_LINK_WORDS = 8  # shorter texts ("All of the above", "Which is true?") may repeat by coincidence
-PARAGRAPH_RUNS = 50  # as many shared runs of 8 words link two answers of any length
+PARAGRAPH_RUNS = 100  # as many shared runs of 8 words link two answers of any length
 TEMPLATE_DISEASES = 20
+NAME_COSINE = 0.75  # of runs of three letters
 _VAGUE = {"syndrome", "disease", "disorder", "type", "the", "of", "and"}  # in the singular
 
 
@@ -89,7 +90,7 @@ class Runs:
 
 
 def similar_answers(pairs: pd.DataFrame) -> np.ndarray:
-    """(2, P) places i < j of answers that share half of the shorter one's runs of 8 words, or 50 runs.
+    """(2, P) places i < j of answers that share half of the shorter one's runs of 8 words, or 100 runs.
 
     Templates count as not shared. Answers that share half of their runs of 13 words are among these.
     """
@@ -105,14 +106,27 @@ def similar_answers(pairs: pd.DataFrame) -> np.ndarray:
     return once[places[:, (2 * shared.data >= shorter) | (shared.data >= PARAGRAPH_RUNS)]]
 
 
-def similar_stems(pairs: pd.DataFrame) -> np.ndarray:
-    """(2, P) places i < j of AfriMed-QA's questions whose stems have a TF-IDF cosine of .9 or more."""
+def near_equal(texts: pd.Series, cosine: float, **settings) -> np.ndarray:
+    """(2, P) labels of texts whose TF-IDF vectors have this cosine or more; "" takes no part."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    place = np.flatnonzero(pairs["source"] == "afrimedqa")
-    stems = [text_key(question.partition("\n")[0]) for question in pairs["question"].iloc[place]]
-    if not any(stems):
+    texts = texts[texts != ""]
+    if texts.empty:
         return np.empty((2, 0), int)
-    weights = TfidfVectorizer(token_pattern=r"\S+").fit_transform(stems)
-    cosine = sparse.triu(weights @ weights.T, k=1).tocoo()
-    return place[np.stack([cosine.row, cosine.col])[:, cosine.data >= 0.9 - 1e-9]]  # rounding aside
+    weights = TfidfVectorizer(**settings).fit_transform(texts.tolist())
+    found = sparse.triu(weights @ weights.T, k=1).tocoo()
+    is_close = found.data >= cosine - 1e-9  # rounding aside
+    return texts.index.to_numpy()[np.stack([found.row, found.col])[:, is_close]]
+
+
+def similar_stems(pairs: pd.DataFrame) -> np.ndarray:
+    """(2, P) places of AfriMed-QA's questions whose stems are nearly equal."""
+    questions = pairs["question"].reset_index(drop=True)[(pairs["source"] == "afrimedqa").to_numpy()]
+    return near_equal(questions.str.split("\n").str[0].map(text_key), 0.9, token_pattern=r"\S+")
+
+
+def similar_names(pairs: pd.DataFrame) -> np.ndarray:
+    """(2, P) places of MedQuAD's diseases, the first row of each, whose names are spelled nearly alike."""
+    names = pairs["focus_area"].reset_index(drop=True)[(pairs["source"] == "medquad").to_numpy()]
+    names = names.map(disease_key).drop_duplicates()
+    return near_equal(names, NAME_COSINE, analyzer="char_wb", ngram_range=(3, 3))

@@ -17,7 +17,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from medqa_lib.data.cleaning import Row
-from medqa_lib.data.links import Runs, link_keys, similar_answers, similar_stems
+from medqa_lib.data.links import Runs, link_keys, similar_answers, similar_names, similar_stems
 
 COLUMNS = ("question", "answer", "references", "source", "group", "choices", "focus_area", "official")
 SPLITS = ("train", "validation", "test")
@@ -44,7 +44,7 @@ def link_groups(pairs: pd.DataFrame) -> list[str]:
 
     The id is made of the texts of the group, so it does not depend on the order of rows.
     """
-    links = [similar_answers(pairs), similar_stems(pairs)]
+    links = [similar_answers(pairs), similar_stems(pairs), similar_names(pairs)]
     for key in link_keys(pairs).values():
         row = pd.Series(range(len(pairs)))[(key != "").to_numpy()]
         links.append((row, row.groupby(key.to_numpy()[row]).transform("first")))

@@ -6,7 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medqa_lib.data.links import Runs, disease_key, link_keys, question_key, similar_answers, similar_stems
+from medqa_lib.data.links import (
+    Runs,
+    disease_key,
+    link_keys,
+    question_key,
+    similar_answers,
+    similar_names,
+    similar_stems,
+)
 from medqa_lib.data.texts import text_key
 
 
@@ -34,18 +42,18 @@ def test_similar_answers_agrees_with_brute_force():
         for j in range(i + 1, len(answers)):
             pair = [set(runs_of(text, 8)) for text in (left, answers[j])]
             shared = len(pair[0] & pair[1])
-            if shared and (2 * shared >= min(map(len, pair)) or shared >= 50):
+            if shared and (2 * shared >= min(map(len, pair)) or shared >= 100):
                 expected.add((i, j))
     assert set(zip(*similar_answers(rows_of(answers)).tolist(), strict=True)) == expected and len(expected) > 10
 
 
 def test_similar_answers_takes_half_of_the_shorter_or_a_paragraph():
-    words = [f"w{i}" for i in range(300)]
+    words = [f"w{i}" for i in range(400)]
     half, less = words[:20], words[100:120]  # 13 runs of 8 words: 7 of the first 14 words, 6 of 13
-    paragraph = words[200:257]  # 50 runs
+    paragraph = words[200:307]  # 100 runs
     answers = [half, half[:14] + ["x"] * 90, less, less[:13] + ["y"] * 90]
-    answers += [paragraph + [f"p{i}" for i in range(90)], paragraph + [f"q{i}" for i in range(90)]]
-    answers += [[f"r{i}" for i in range(90)] + paragraph[1:]]
+    answers += [paragraph + [f"p{i}" for i in range(200)], paragraph + [f"q{i}" for i in range(200)]]
+    answers += [[f"r{i}" for i in range(200)] + paragraph[1:]]
     found = similar_answers(rows_of([" ".join(answer) for answer in answers]))
     assert found.T.tolist() == [[0, 1], [4, 5]]
 
@@ -104,3 +112,10 @@ def test_similar_stems_joins_near_equal_questions_of_afrimedqa_alone():
     rows = rows_of(["x"] * 6, question=questions * 2, source=["medquad"] * 3 + ["afrimedqa"] * 3)
     assert similar_stems(rows).T.tolist() == [[3, 4]]
     assert similar_stems(rows[:3]).shape == (2, 0)
+
+
+def test_similar_names_joins_the_first_rows_of_diseases_spelled_alike():
+    names = ["Foodborne Illness", "Gout", "Foodborne Illnesses", "foodborne illnesses", "Wilson disease", ""]
+    assert similar_names(rows_of(["x"] * 6, focus_area=names)).T.tolist() == [[0, 2]]
+    own = rows_of(["x"] * 2, focus_area=["patient 101", "patient 102"], source="own")
+    assert similar_names(own).shape == (2, 0)
