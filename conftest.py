@@ -3,6 +3,7 @@
 Here and not under tests/, so that `pytest --nbmake notebooks/20_compare_experiments.ipynb` alone is the smoke profile too.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -60,6 +61,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker(pytest.mark.xdist_group("notebooks"))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays: no later gc.collect(), of which each Trainer calls several, looks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

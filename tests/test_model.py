@@ -61,6 +61,7 @@ def test_trainable_share_on_tinyllama(targets, parameters, percent):
     assert f"{share:.3%}" == percent
 
 
+@pytest.mark.slow
 def test_loading_tuning_and_merging_print_nothing():
     code = (
         "from medqa_lib import model\n"

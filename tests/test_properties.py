@@ -1,6 +1,6 @@
 """Any text, through cleaning, merging, prompting and encoding: nothing crashes, nothing is lost uncounted, nothing becomes a control token.
 
-HYPOTHESIS_PROFILE=thorough runs 10,000 examples of each property instead of 200.
+HYPOTHESIS_PROFILE=thorough runs 10,000 examples of each property instead of 100.
 """
 
 import json
@@ -26,7 +26,7 @@ from medqa_lib.labels import (
 )
 from medqa_lib.prompts import encode_prompt, escape_special_tokens, format_prompt
 
-settings.register_profile("quick", max_examples=200, deadline=None, derandomize=True, database=None)
+settings.register_profile("quick", max_examples=100, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=10_000, deadline=None, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

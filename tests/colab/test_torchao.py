@@ -38,6 +38,7 @@ def run(*folders):
     return subprocess.run([sys.executable, "-c", SCRIPT, *map(str, folders)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_lora_runs_with_the_torchao_that_the_requirements_give():
     done = run()
     assert done.returncode == 0, done.stderr[-500:]

@@ -51,6 +51,7 @@ def test_plan_training_chooses_among_the_divisors(rows, chosen):
     ) == (chosen, rows)
 
 
+@pytest.mark.slow
 def test_all_processes_take_what_the_smallest_can_hold(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
