@@ -39,7 +39,7 @@ from medqa_lib.training.session import CheckpointSession
 
 # Name of the untuned model's run -> its split.
 UNTUNED = {"base": "group", "base_random": "random", "base_official": "official"}
-VALIDATION_PAIRS_WHILE_TRAINING = 400  # the curve needs fewer than the final figure, which uses all
+VALIDATION_PAIRS_WHILE_TRAINING = 200  # the curve needs fewer than the final figure, which uses all
 
 
 def run_experiment(experiment: Experiment | str, splits=None, profile: Profile | None = None,
