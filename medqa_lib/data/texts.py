@@ -157,8 +157,8 @@ _CREDIT = re.compile(
     r"|United States Department of Agriculture|Agency for Healthcare Research and Quality"
     r"|Dept\. of Health and Human Services [^.?!:]{5,60}|More on: [^.?!]{3,90})$")
 _PAGE_MARK = re.compile(r" More on: Resources for Health Professionals: (?:Antiparasitic )?[A-Z][a-z]+\b"
-                        r"|(?<=[A-Za-z%)][A-Za-z%)]\.)\d{1,2}(?=\s+[A-Z-]|$)"  # "in girls.2 Most of"
-                        r"|(?<=[\w.])(?:\s?\[\d{1,4}\])+")
+                        r"|(\.)(?<=[A-Za-z%)]{2}\.)\d{1,2}(?=\s+[A-Z-]|$)"  # "in girls.2 Most of"
+                        r"|(?: \[|\[)\d{1,4}\]")
 _CREDIT_CHARACTERS = 130  # longest credit; the search looks at the end of the answer only
 _PLAYER_HELP = re.compile(r"\(Watch the video[^()]*(?:\([^()]*\)[^()]*)*\)|\bTop of page\b")
 
@@ -167,7 +167,7 @@ def strip_page_parts(answer: str) -> str:
     """The answer without headings, footnote digits, the video player's help and the publisher's name."""
     if "Watch the video" in answer or "Top of page" in answer:
         answer = " ".join(_PLAYER_HELP.sub(" ", answer).split())
-    answer = _PAGE_MARK.sub("", answer)
+    answer = _PAGE_MARK.sub(r"\1", answer)
     while (shorter := _LEAD_IN.sub("", answer, count=1)) != answer:
         answer = shorter
     while credit := _CREDIT.search(answer, max(0, len(answer) - _CREDIT_CHARACTERS)):
@@ -203,18 +203,18 @@ def write_phenotypes(answer: str) -> str:
 
 
 def drop_repeats(answer: str) -> str:
-    """The answer without a list item of six words or more that is a sentence again further down (a heading).
+    """The answer without list items of seven words or more that stand again further down, as headings do.
 
     The first sentence stays where it is, and goes further down.
     """
     parts = re.split(r"(?<=[.?!:])\s+|\s+(?=- )", answer)
-    keys = [text_key(part) for part in parts]
+    keys = [part.casefold().strip("- ") for part in parts]
     last = {key: place for place, key in enumerate(keys)}
     if len(last) == len(parts):
         return answer
     return " ".join(part for place, (part, key) in enumerate(zip(parts, keys, strict=True))
-                    if place == 0 or key.count(" ") < 5
-                    or key != keys[0] and not (part.startswith("- ") and last[key] > place))
+                    if place == 0 or key.count(" ") < 6 or key != keys[0]
+                    and not (last[key] > place and re.match(r"- [A-Z].*[.?!:]$", part)))
 
 
 FUNCTION_WORDS = frozenset("""a an and any are as be been being by can could do does for from get has have
