@@ -130,7 +130,7 @@ def plot_losses(losses: pd.DataFrame) -> Figure:
     panels[0].set_title("Training, on the run's labels")
     panels[1].set_title("Validation, always on correct labels")
     caption = ("Orange: labels shifted twice; blue: correct labels. Training loss: mean since the point "
-               "before. Curves: on the first 400 validation pairs; dotted: the untuned model on "
+               "before. Curves: on the first 200 validation pairs; dotted: the untuned model on "
                f"{'the same' if len(same) else 'all'} pairs.")
     return finish(figure, caption, f"Validation loss below the untuned model's: {below or 'no run'}")
 
