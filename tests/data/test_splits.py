@@ -167,12 +167,12 @@ def test_leakage_report_counts_held_out_rows_and_words_that_train_has():
         ("test", "same answer"): (3, 0),
         ("test", "same disease"): (2, 1),
         ("test", words): (12 + 25 + 1 + 12, 20),
-        ("test", f"{words}, templates aside"): (50, 20),
+        ("test", f"{words}, templates and inheritance aside"): (50, 20),
         ("validation", "same question"): (1, 0),
         ("validation", "same answer"): (1, 1),
         ("validation", "same disease"): (0, 0),
         ("validation", words): (8, 0),
-        ("validation", f"{words}, templates aside"): (8, 0),
+        ("validation", f"{words}, templates and inheritance aside"): (8, 0),
     }
     assert report.set_index(["split", "check"]).loc[("test", "same question"), "percent"] == 25.0
     assert train_overlap(made).tolist() == [0, 20 / 25, 0, 0]
@@ -214,6 +214,17 @@ def test_split_pairs_leaves_training_rows_out_that_copy_held_out_ones(capsys):
     assert not any(answer.startswith("w0 w1 ") for answer in result["train"]["answer"])
     assert sum(result.num_rows.values()) < 45 and "left out" in capsys.readouterr().out
     assert sum(split_pairs(pairs, seed=3, by="random").num_rows.values()) == 45
+
+
+def test_split_pairs_keeps_answers_to_whether_a_disease_is_inherited(capsys):
+    copied = " ".join(WORDS[:20])
+    rows = [{"question": f"Is disease {i} inherited?", "answer": f"{copied} {'x' * i}"} for i in range(15)]
+    pairs = make_pairs(rows)
+    pairs["group"] = pairs["question"]
+    result = split_pairs(pairs, seed=3)
+    assert sum(result.num_rows.values()) == 15 and capsys.readouterr().out == ""
+    report = leakage_report(result).query("split == 'test'").set_index("check")["in_train"]
+    assert report.iloc[-2] >= 20 and report.iloc[-1] == 0
 
 
 def test_split_pairs_by_official_holds_the_official_rows_and_their_relatives_out():
