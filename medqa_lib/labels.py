@@ -37,11 +37,8 @@ def label_ids(input_ids: list[int], prompt_tokens: int, policy: str = "aligned",
               eos_token_id: int | None = None) -> list[int]:
     """Labels of one unpadded example, as long as the example.
 
-    Args:
-        input_ids: (T,) ids of prompt, answer and, unless it was cut off, EOS.
-        prompt_tokens: length of the prompt in tokens, 0 < prompt_tokens < T.
-        policy: one of `config.POLICIES`. `padding_supervised` differs from `aligned` in the collator only.
-        eos_token_id: what `no_eos` leaves out at the end.
+    The policy `padding_supervised` differs from `aligned` in the collator only.
+
     Raises:
         ValueError: unknown policy, or no answer token is left.
     Example:
@@ -70,7 +67,6 @@ def make_collator(tokenizer: PreTrainedTokenizerBase, policy: str = "aligned",
     """transformers' collator: input_ids, attention_mask and labels, (B, T) each, padded on the right.
 
     Padding is labelled by its position, not by its id: the pad token often is EOS, which is to be learned.
-    Policy `padding_supervised` makes a known mistake: rows have max_length, and it learns padding as EOS.
     """
     from transformers import DataCollatorForSeq2Seq
 
@@ -100,10 +96,8 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, question: str, answer: st
 
 def encode_split(tokenizer: PreTrainedTokenizerBase, split: Dataset, max_length: int, policy: str = "aligned",
                  truncation: str = "sentence") -> tuple[Dataset, dict[str, int]]:
-    """Every row of a split as `encode_example` encodes it. Rows that cannot be used are counted.
+    """Every row of a split (question, answer, perhaps source) as `encode_example` encodes it.
 
-    Args:
-        split: has columns question, answer and perhaps source.
     Returns:
         (Dataset with input_ids, labels and source; counts: rows, kept, tokens, supervised_tokens and those of
         whole, cut_at_sentence, cut_mid_answer and the keys of `UNUSABLE` that occurred)
@@ -112,8 +106,7 @@ def encode_split(tokenizer: PreTrainedTokenizerBase, split: Dataset, max_length:
     """
     from datasets import Dataset
 
-    columns = {"input_ids": [], "labels": [], "source": []}
-    outcomes = Counter()
+    columns, outcomes = {"input_ids": [], "labels": [], "source": []}, Counter()
     for start in range(0, len(split), _BATCH_ROWS):
         rows = split[start:start + _BATCH_ROWS]
         sources = rows.get("source", [""] * len(rows["question"]))
@@ -197,11 +190,7 @@ def audit_policy(model, tokenizer, examples, collator=None) -> dict:
 
 
 def require_policy(report: dict, policy: str) -> None:
-    """Stop unless `audit_policy` found the declared policy.
-
-    Raises:
-        ValueError: it found another one; the message gives both and the audit's verdict.
-    """
+    """Raise ValueError unless `audit_policy` found the declared policy."""
     if report["policy"] != policy:
         raise ValueError(f"The experiment declares labels {policy!r}, the audit found {report['policy']!r}: "
                          f"{report['verdict']}. "
