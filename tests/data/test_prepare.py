@@ -188,12 +188,15 @@ def test_prepare_splits_keeps_both_splits_and_notices_other_sources(monkeypatch,
     ]
 
 
-def test_prepare_splits_goes_by_the_cleaning_version_and_not_by_the_source_text(monkeypatch, tmp_path):
-    prepare_splits()
+def test_prepare_splits_goes_by_the_cleaning_version_and_not_by_the_source_text(monkeypatch, tmp_path, capsys):
+    old = hash_splits(prepare_splits())
+    assert SAMPLE_FOLDER not in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "home" / "data").iterdir()] == [SAMPLE_FOLDER]
     monkeypatch.setattr(data, "CLEANING_VERSION", data.CLEANING_VERSION + 1)
     prepare_splits()
     assert len(list((tmp_path / "home" / "data").glob("*/group"))) == 2
+    assert SAMPLE_FOLDER in capsys.readouterr().out
+    assert hash_splits(load_splits(tmp_path / "home" / "data" / SAMPLE_FOLDER / "group")) == old
 
 
 @pytest.mark.parametrize(
