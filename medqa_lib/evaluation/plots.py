@@ -65,26 +65,26 @@ def plot_ablation(comparison: pd.DataFrame, reported: dict[str, float]) -> Figur
 
 
 @plt.rc_context(ACROSS)
-def plot_slices(slices: pd.DataFrame, run: str) -> Figure:
-    """A run's gain by source and by length of the reference, from `significance.compare_slices`' table."""
+def plot_slices(slices: pd.DataFrame, run: str, base: str = "base") -> Figure:
+    """A run's gain over another on parts of the test, from `significance.compare_slices`' table."""
     shown = slices.assign(slice=[f"{label(row.slice)} (n = {row.n:,})" for row in slices.itertuples()])
-    figure, panels = _plot_forests(shown, "metric", "slice", "ci")
-    first = slices[slices["metric"] == next(iter(panels))]
-    best = first.loc[first["delta"].idxmax()]
-    return finish(figure, describe_marks(slices), f"{label(run)} gains most {label(best['metric'])} "
-                  f"on {label(best['slice'])}: {best['delta']:+.3f}")
+    figure, panels = _plot_forests(shown, "metric", "slice", "ci", unit=f"Difference to {label(base)}")
+    metric = next(iter(panels))
+    gains = slices[slices["metric"] == metric].sort_values("delta").itertuples()
+    ends = [f"{row.delta:+.3f} ({label(row.slice)})" for row in gains]
+    caption = f"All but multiple choice: free questions only. {describe_marks(slices)}"
+    title = f"{label(run)} against {label(base)}, {label(metric)}: {ends[0]} to {ends[-1]}"
+    return finish(figure, caption, title)
 
 
-def _plot_forests(table: pd.DataFrame, panels_by: str, rows_by: str, kind: str, sharex: bool = False):
-    """Values with intervals: a panel per value of one column, a row per value of another.
+def _plot_forests(table: pd.DataFrame, panels_by: str, rows_by: str, kind: str, sharex: bool = False,
+                  unit: str = "Change (%)"):
+    """Relative changes ("percent") or differences ("ci") with intervals, a panel per value of `panels_by`.
 
-    Args:
-        kind: "percent", relative changes, or "ci", differences.
     Returns:
         The figure and {value of `panels_by`: panel}.
     """
-    column, number, unit = {"percent": ("percent_change", "{:+.0f}%", "Change (%)"),
-                            "ci": ("delta", "{:+.3f}", "Difference to untuned")}[kind]
+    column, number = {"percent": ("percent_change", "{:+.0f}%"), "ci": ("delta", "{:+.3f}")}[kind]
     names, rows = table[panels_by].unique(), list(table[rows_by].unique())
     figure, axes = plt.subplots(1, len(names), figsize=(9.5, 1.7 + 0.42 * len(rows)), sharex=sharex,
                                 sharey=True, squeeze=False)

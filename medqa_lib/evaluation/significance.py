@@ -1,7 +1,8 @@
-"""Is a difference more than luck? Paired bootstrap over questions, Welch's test over seeds, Holm.
+"""Is a difference more than luck? Paired bootstrap over questions and seeds, Welch's test over seeds, Holm.
 
 Questions about one disease share answers, so whole groups are resampled, not questions. All runs answer the
-same questions, so all get the same resamples and only their differences are judged.
+same questions, so all get the same resamples and only their differences are judged. A recipe is judged by
+runs with several seeds: then a verdict covers other questions and other seeds together.
 """
 
 from __future__ import annotations
@@ -15,60 +16,68 @@ from medqa_lib.metrics import METRICS, columns_of, count_rows, evaluate_sums
 
 ALPHA = 0.05
 DIRECTIONS = {"validation_loss": -1} | {name: direction for name, (_, direction) in METRICS.items()}
-NOT_TESTED = ("words", "bleu_length_ratio", "bleu_brevity_penalty")  # length_ratio is the same question
+# Of two names for one question the second is tested.
+SAME = dict.fromkeys(("words", "bleu_length_ratio", "bleu_brevity_penalty"), "length_ratio")
 PERCENT = ("bleu", "sentence_bleu", "chrf")  # 0 to 100
 FEWEST_GROUPS = 5  # effective ones; with fewer 16% to 49% of 150 simulated null differences left 0 out
 CHUNK = 500  # resamples at a time: 500 x 1,800 groups take 7 MB
-LENGTHS = {"under 50 words": (0, 50), "50-99 words": (50, 100), "100-199 words": (100, 200),
-           "200 words or more": (200, np.inf)}
+LENGTHS = {"up to 50 words": (-1, 50), "51 to 150 words": (50, 150), "over 150 words": (150, np.inf)}
+Scores = pd.DataFrame | Sequence[pd.DataFrame]  # of one run, or of one per seed
 
 
-def compare_pairs(runs: dict[str, pd.DataFrame], pairs: Sequence[tuple[str, str]],
+def compare_pairs(runs: dict[str, Scores], pairs: Sequence[tuple[str, str]],
                   metrics: Sequence[str] | None = None, n_resamples: int = 50_000, seed: int = 42):
     """The second run of each pair against the first, question by question, with Holm's correction over all.
 
     The interval is the percentile interval of the paired difference, widened for few groups as a t interval
     is (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"). Groups of unequal size count as
     Kish's effective number of equal ones; below FEWEST_GROUPS there is no interval and p is 1. p is two-sided
-    and inverts that interval: it is below 0.05 where the interval leaves 0 out.
+    and inverts that interval: it is below 0.05 where the interval leaves 0 out. Of several seeds the mean is
+    taken, and the seeds' spread is added (`_join_seeds`).
 
     Args:
-        runs: run name -> rows of `metrics.score_answers` with `question_id` and `group`.
-        metrics: names out of METRICS; None takes all that both runs of a pair have, but NOT_TESTED.
+        runs: run name -> rows of `metrics.score_answers` with `question_id` and `group`; of a recipe a list,
+            one per seed. What has no seed, such as the untuned model, is one run.
+        metrics: names out of METRICS; None takes all that both runs of a pair have. One question under two
+            names (SAME) is asked once.
     Returns:
         One row per pair and metric: pair, metric, base, tuned (the first and the second run), delta,
         percent_change (of |base|; nan where the base is about 0), ci_low, ci_high, percent_low, percent_high,
         p, p_holm, family (how many rows are corrected together), verdict ("better", "worse" or "no
-        difference"; "higher" or "lower" for metrics that only describe), n, groups.
+        difference"; "higher" or "lower" for metrics that only describe), n, groups, seeds ("1 and 3").
     Raises:
         ValueError: the runs answered different questions, or lack a metric or a score.
     """
+    seeds = {name: _list_seeds(runs[name]) for pair in pairs for name in pair}
     tests = [(first, second, metric) for first, second in pairs
-             for metric in _choose_metrics(runs[first], runs[second], metrics)]
+             for metric in _choose_metrics(seeds[first] + seeds[second], metrics)]
     if not tests:
         raise ValueError("There is nothing to compare: give at least one run beside the untuned model's.")
-    base = runs[pairs[0][0]]
-    aligned = {name: _align_questions(base, runs[name]) for pair in pairs for name in pair}
+    base = seeds[pairs[0][0]][0]
+    aligned = {(name, place): _align_questions(base, scores)
+               for name in seeds for place, scores in enumerate(seeds[name])}
     codes = pd.factorize(base["group"])[0]
-    needed = dict.fromkeys((name, metric) for first, second, metric in tests for name in (first, second))
+    needed = dict.fromkeys(((name, place), metric) for first, second, metric in tests
+                           for name in (first, second) for place in range(len(seeds[name])))
     n_resamples = max(n_resamples, round(10 * len(tests) / ALPHA))  # so that p_holm can fall to ALPHA / 5
     values = _resample(aligned, list(needed), codes, n_resamples, seed)
     sizes = {metric: np.bincount(codes, count_rows(metric, base)) for _, _, metric in tests}
     scale = dict.fromkeys(PERCENT, 100)
     return _correct_holm(pd.DataFrame([
         {"pair": f"{first} -> {second}", "metric": metric,
-         **_judge(values[first, metric], values[second, metric], sizes[metric], scale.get(metric, 1)),
-         "n": int(sizes[metric].sum()), "groups": np.count_nonzero(sizes[metric])}
-        for first, second, metric in tests]))
+         **_judge(*_join_seeds(*([values[(name, place), metric] for place in range(len(seeds[name]))]
+                                 for name in (first, second))), sizes[metric], scale.get(metric, 1)),
+         "n": int(sizes[metric].sum()), "groups": np.count_nonzero(sizes[metric]),
+         "seeds": f"{len(seeds[first])} and {len(seeds[second])}"} for first, second, metric in tests]))
 
 
-def compare_runs(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame, metrics: Sequence[str] | None = None,
+def compare_runs(base_scores: Scores, tuned_scores: Scores, metrics: Sequence[str] | None = None,
                  n_resamples: int = 50_000, seed: int = 42) -> pd.DataFrame:
     """`compare_pairs` of one run against another, without the column `pair`."""
     return compare_many(base_scores, {"tuned": tuned_scores}, metrics, n_resamples, seed).drop(columns="run")
 
 
-def compare_many(base_scores: pd.DataFrame, runs: dict[str, pd.DataFrame],
+def compare_many(base_scores: Scores, runs: dict[str, Scores],
                  metrics: Sequence[str] | None = None, n_resamples: int = 50_000, seed: int = 42):
     """`compare_pairs` of several runs against one, with a column `run` instead of `pair`."""
     pairs = [("", name) for name in runs]
@@ -77,18 +86,18 @@ def compare_many(base_scores: pd.DataFrame, runs: dict[str, pd.DataFrame],
     return table.rename(columns={"pair": "run"})
 
 
-def compare_slices(base_scores: pd.DataFrame, tuned_scores: pd.DataFrame,
+def compare_slices(base_scores: Scores, tuned_scores: Scores,
                    metrics: Sequence[str] | None = None) -> pd.DataFrame:
-    """`compare_runs` by source, kind of question and length of reference (column `slice`); Holm over all."""
-    tuned_scores, words = _align_questions(base_scores, tuned_scores), base_scores["reference_words"]
-    base_scores, tuned_scores = (scores.drop(columns="kind", errors="ignore")
-                                 for scores in (base_scores, tuned_scores))
-    masks = {name: base_scores["source"] == name for name in sorted(base_scores["source"].unique())}
-    if "mcq_asked" in base_scores:
-        choice = base_scores["mcq_asked"] > 0
-        masks |= {"free questions": ~choice, "multiple choice": choice}
-    masks |= {name: words.between(low, high, inclusive="left") for name, (low, high) in LENGTHS.items()}
-    tables = {name: compare_runs(base_scores[mask], tuned_scores[mask.to_numpy()], metrics)
+    """`compare_runs` of free questions and parts of them, and of multiple choice (`slice`); Holm over all."""
+    about = _list_seeds(base_scores)[0]
+    runs = [[_align_questions(about, scores) for scores in _list_seeds(each)]
+            for each in (base_scores, tuned_scores)]
+    words, overlap, kind = (about.get(name) for name in ("reference_words", "train_overlap", "kind"))
+    masks = {} if kind is None else {"free questions": kind == "free", "multiple choice": kind == "mcq"}
+    masks |= {} if overlap is None else {"no text of train": overlap == 0, "some text of train": overlap > 0}
+    masks |= {name: about["source"] == name for name in sorted(about["source"].unique())}
+    masks |= {name: words.between(low, high, inclusive="right") for name, (low, high) in LENGTHS.items()}
+    tables = {name: compare_runs(*([scores[mask.to_numpy()] for scores in each] for each in runs), metrics)
               for name, mask in masks.items() if mask.any()}
     return _correct_holm(pd.concat(tables, names=["slice"]).reset_index("slice").reset_index(drop=True))
 
@@ -152,16 +161,41 @@ def _align_questions(base: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     return tuned if ids == tuned_ids else tuned.set_index("question_id").loc[ids].reset_index()
 
 
-def _choose_metrics(base: pd.DataFrame, tuned: pd.DataFrame, metrics: Sequence[str] | None) -> list[str]:
-    present = [name for name in METRICS if {*columns_of(name)} <= {*base.columns} & {*tuned.columns}]
+def _list_seeds(scores: Scores) -> list[pd.DataFrame]:
+    return [scores] if isinstance(scores, pd.DataFrame) else list(scores)
+
+
+def _choose_metrics(runs: list[pd.DataFrame], metrics: Sequence[str] | None) -> list[str]:
+    shared = set.intersection(*(set(scores) for scores in runs))
+    present = [name for name in METRICS if {*columns_of(name)} <= shared]
     wanted = present if metrics is None else metrics
     if missing := [name for name in wanted or METRICS if name not in present]:
-        raise ValueError(f"Both runs must have the metrics {missing}; they share {present}. "
-                         "Score both with the same settings.")
-    return [name for name in wanted if metrics or name not in NOT_TESTED]
+        raise ValueError(f"Both runs must have the metrics {missing}; they share {present}. Score both.")
+    return [name for name in wanted if SAME.get(name) not in wanted]
 
 
-def _resample(runs: dict[str, pd.DataFrame], needed: list[tuple[str, str]], codes: np.ndarray,
+def _join_seeds(*recipes: list[np.ndarray]) -> list[np.ndarray]:
+    """Two recipes' (1 + R,) values: their means over seeds, with what other seeds would have changed.
+
+    That is drawn from Welch's t: each recipe's standard error over seeds times a normal number, and one chi
+    for both with Welch and Satterthwaite's degrees of freedom (drawing three seeds of three would give short
+    intervals). What other questions explain of the spread is left out: the resamples have it already.
+    """
+    means = [np.mean(values, axis=0) for values in recipes]
+    freedom = np.array([max(1, len(values) - 1) for values in recipes])
+    spreads = [values - mean for values, mean in zip(recipes, means, strict=True)]
+    squares = np.array([(spread[:, 0] ** 2).sum() - spread[:, 1:].var(axis=1).sum() for spread in spreads])
+    squares = squares.clip(min=0) / freedom / (freedom + 1)
+    if squares.sum() > 0:
+        rng, drawn = np.random.default_rng(42), len(means[0]) - 1
+        freedom = squares.sum() ** 2 / (squares**2 / freedom).sum()
+        stretch = np.sqrt(freedom / rng.chisquare(freedom, drawn))
+        for mean, square in zip(means, squares, strict=True):
+            mean[1:] += np.sqrt(square) * rng.normal(size=drawn) * stretch
+    return means
+
+
+def _resample(runs: dict, needed: list[tuple], codes: np.ndarray,
               n_resamples: int, seed: int) -> dict[tuple[str, str], np.ndarray]:
     """(run, metric) -> (1 + R,) values: the observed one, then those of groups drawn with replacement.
 
@@ -222,5 +256,5 @@ def _correct_holm(table: pd.DataFrame) -> pd.DataFrame:
     up, down = zip(*(words[DIRECTIONS[name]] for name in table["metric"]), strict=True)
     verdicts = np.where(table["delta"] > 0, up, down)
     table["verdict"] = np.where(table["p_holm"] < ALPHA, verdicts, "no difference")
-    ends = [name for name in ("p", "p_holm", "family", "verdict", "n", "groups") if name in table]
+    ends = [name for name in ("p", "p_holm", "family", "verdict", "n", "groups", "seeds") if name in table]
     return table[[*table.columns.difference(ends, sort=False), *ends]]

@@ -19,6 +19,9 @@ LABELS = {name: label for name, (label, _) in METRICS.items()} | POLICY_LABELS |
     "validation_loss": "Validation loss (nats / token)", "perplexity": "Perplexity", "base": "untuned",
     "base_random": "untuned, random split", "baseline_untuned_cut": "untuned, cut to length",
     "baseline_chat_template": "untuned, chat template", "baseline_nearest_answer": "nearest training answer",
+    "baseline_few_shot": "untuned, three examples", "baseline_one_shot": "untuned, nearest example",
+    "baseline_shuffled_reference": "another disease's reference", "baseline_random_option": "random option",
+    "exp_004_one_shot": "exp_004, nearest example", "exp_005_one_shot": "exp_005, nearest example",
     "medquad": "MedQuAD", "afrimedqa": "AfriMed-QA"}
 EXPECTED = {"aligned": "better", "preshifted": "worse"}
 SUMMARY = ("validation_loss", "perplexity", "rouge2", "rougeL", "bleu", "token_f1", "bertscore_f1")
@@ -45,6 +48,11 @@ def format_change(row) -> str:
     return f"{row.percent_change:+.1f}%{interval}"
 
 
+def format_verdict(row) -> str:
+    """The verdict with the family that it was corrected in: "better (Holm over 12)"; a loss has none."""
+    return row.verdict if pd.isna(row.family) else f"{row.verdict} (Holm over {row.family:.0f})"
+
+
 def results_table(comparison: pd.DataFrame, first: str = "untuned", second: str = "tuned") -> pd.DataFrame:
     """A table of `significance.compare_...` to be read: a row per metric, and per run, pair or slice.
 
@@ -53,7 +61,7 @@ def results_table(comparison: pd.DataFrame, first: str = "untuned", second: str 
     """
     rows = [{"metric": label(row.metric), first: format_number(row.base), second: format_number(row.tuned),
              "change [95% interval]": format_change(row), "p (Holm)": format_p(row.p_holm),
-             "verdict": f"{row.verdict} (Holm over {row.family})"} for row in comparison.itertuples()]
+             "verdict": format_verdict(row)} for row in comparison.itertuples()]
     table = pd.DataFrame(rows).set_index("metric")
     keys = [name for name in ("run", "pair", "slice") if name in comparison]
     if keys:
@@ -96,7 +104,7 @@ def expectation_table(run: RunResult, base: RunResult) -> pd.DataFrame:
     comparison = compare_runs(base.scores, run.scores, names)
     rows = [{"metric": label(row.metric), "untuned": format_number(row.base),
              "tuned": format_number(row.tuned), "change [95% interval]": format_change(row),
-             "expected": expected, "found": row.verdict,
+             "expected": expected, "found": format_verdict(row),
              "original report": f"{reported[row.metric]:+g}%" if row.metric in reported else "-"}
             for row in pd.concat([pd.DataFrame([loss]), comparison]).itertuples()]
     return pd.DataFrame(rows).set_index("metric")

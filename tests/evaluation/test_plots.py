@@ -115,12 +115,14 @@ def test_plot_ablation_names_the_policies_whose_intervals_hold_the_report(bleu, 
     assert (f"every metric: {agrees}" in figure.get_suptitle()) == bool(agrees)
 
 
-def test_plot_slices_names_the_largest_gain():
+def test_plot_slices_names_the_least_and_the_largest_gain():
     row = {"metric": "rouge2", "ci_low": 0.01, "ci_high": 0.2, "verdict": "better", "n": 10, "family": 2}
     slices = pd.DataFrame([{**row, "slice": "afrimedqa", "delta": 0.122}, {**row, "slice": "medquad", "delta": 0.034}])
-    figure = plots.plot_slices(slices, "exp_004")
+    figure = plots.plot_slices(slices, "exp_005", "exp_004")
     assert ticks(figure.axes[0]) == ["AfriMed-QA (n = 10)", "MedQuAD (n = 10)"]
-    assert "AfriMed-QA: +0.122" in figure.get_suptitle()
+    assert figure.axes[0].get_xlabel() == "Difference to exp_004" and intervals(figure.axes[0])[0] == [0.01, 0.2]
+    assert "+0.034 (MedQuAD) to +0.122 (AfriMed-QA)" in figure.get_suptitle()
+    assert "untuned" in plots.plot_slices(slices, "exp_004").axes[0].get_xlabel()
 
 
 def test_save_figure_writes_an_opaque_png_and_adds_to_the_caption(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import norm, t, ttest_1samp
+from scipy.stats import norm, t, ttest_1samp, ttest_ind
 
 from medqa_lib.evaluation import significance as statistics
 from medqa_lib.metrics import METRICS, summarize_scores
@@ -61,6 +61,72 @@ def test_compare_runs_interval_covers_truth_fast():
 @pytest.mark.parametrize("n_groups", [12, 60, 400])
 def test_compare_runs_interval_covers_truth(n_groups):
     assert 0.93 <= share_covered(500, n_groups, 2000) <= 0.97
+
+
+def make_recipes(rng, n_groups, effects, seed_sd, group_sd, n_seeds=3):
+    """Per effect one frame a seed: a seed moves all its answers, a group answers one recipe better than another."""
+    groups = np.repeat(np.arange(n_groups), rng.integers(1, 4, n_groups))
+    shared = rng.normal(size=n_groups)[groups]
+
+    def draw(effect, group):
+        luck = rng.normal() * seed_sd + rng.exponential(1, len(groups)) - 1
+        return make_frame({"rouge1": 5 + effect + shared + group[groups] + luck}, groups)
+
+    own = rng.normal(size=(len(effects), n_groups)) * group_sd
+    return [[draw(effect, group) for _ in range(n_seeds)] for effect, group in zip(effects, own, strict=True)]
+
+
+def share_covered_over_seeds(n_sets, n_groups, seed_sd, group_sd, n_resamples=1000):
+    rng = np.random.default_rng(17)
+    hits = 0
+    for _ in range(n_sets):
+        base, tuned = make_recipes(rng, n_groups, [0, 0.3], seed_sd, group_sd)
+        row = statistics.compare_runs(base, tuned, n_resamples=n_resamples).iloc[0]
+        hits += row["ci_low"] <= 0.3 <= row["ci_high"]
+    return hits / n_sets
+
+
+def test_interval_over_seeds_covers_truth_fast():
+    assert share_covered_over_seeds(60, 60, seed_sd=0.3, group_sd=0.3, n_resamples=400) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed_sd", "group_sd"), [(0.5, 0.0), (0.2, 0.1), (0.1, 0.5), (0.05, 0.05)])
+@pytest.mark.parametrize("n_groups", [20, 60])
+def test_interval_over_seeds_covers_truth(n_groups, seed_sd, group_sd):
+    """Seeds decide, both do, groups do, the luck of single answers does."""
+    assert 0.91 <= share_covered_over_seeds(200, n_groups, seed_sd, group_sd, 400) <= 0.99
+
+
+def test_one_seed_calls_the_luck_of_a_seed_better_three_do_not():
+    base, tuned = make_recipes(np.random.default_rng(3), 300, [0, 0], 0.4, 0.0)
+    gains = [abs(first["rouge1"].mean() - second["rouge1"].mean()) for first, second in zip(base, tuned, strict=True)]
+    place = int(np.argmax(gains))
+    alone = statistics.compare_runs(base[place], tuned[place], n_resamples=2000).iloc[0]
+    together = statistics.compare_runs(base, tuned, n_resamples=2000).iloc[0]
+    assert (alone["verdict"] != "no difference", together["verdict"]) == (True, "no difference")
+    assert (alone["seeds"], together["seeds"]) == ("1 and 1", "3 and 3")
+
+
+def test_interval_over_seeds_is_welchs_where_groups_say_nothing():
+    """All groups alike: what is left is a t interval over seeds (ttest_ind is scipy's)."""
+    base, tuned = ([make_frame({"rouge1": np.full(200, value)}) for value in means]
+                   for means in ((1.0, 1.3, 1.1), (1.6, 1.5, 2.0)))
+    row = statistics.compare_runs(base, tuned, n_resamples=50_000).iloc[0]
+    test = ttest_ind([1.6, 1.5, 2.0], [1.0, 1.3, 1.1], equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    assert row["delta"] == pytest.approx(1.7 - 3.4 / 3)
+    assert [row["ci_low"], row["ci_high"]] == pytest.approx([low, high], abs=0.03)
+    assert row["p"] == pytest.approx(test.pvalue, rel=0.06)
+    known = statistics.compare_runs(base[0], tuned, n_resamples=50_000).iloc[0]  # the untuned model has no seed
+    low, high = ttest_1samp([0.6, 0.5, 1.0], 0).confidence_interval(0.95)
+    assert [known["ci_low"], known["ci_high"]] == pytest.approx([low, high], abs=0.06)
+
+
+def test_one_question_under_two_names_is_tested_once():
+    frame = make_frame({"rouge1": np.linspace(0, 1, 30), "words": np.arange(30.0)})
+    assert list(statistics.compare_runs(frame, frame, ["words", "length_ratio"])["metric"]) == ["length_ratio"]
+    assert list(statistics.compare_runs(frame, frame, ["words"])["metric"]) == ["words"]
 
 
 def share_of_false_families(n_families, correlation, n_resamples):
@@ -288,29 +354,37 @@ def test_compare_many_rejects_no_runs():
         statistics.compare_many(make_frame({"rouge1": np.zeros(4)}), {})
 
 
-def test_compare_slices_by_source_and_length():
+def test_compare_slices_by_kind_overlap_source_and_length():
     rng = np.random.default_rng(4)
+    kind = ["free"] * 40 + ["mcq"] * 20
     base = make_frame({"rouge1": rng.random(60)}).assign(
-        source=["medquad"] * 40 + ["afrimedqa"] * 20,
-        reference_words=[49] * 10 + [50] * 20 + [99] * 20 + [500] * 10,
+        kind=kind,
+        train_overlap=[0.0] * 30 + [0.1] * 30,
+        source=["medquad"] * 30 + ["afrimedqa"] * 30,
+        reference_words=[50] * 10 + [51] * 10 + [150] * 10 + [151] * 10 + [1] * 20,
     )
-    tuned = base.assign(rouge1=base["rouge1"] + np.where(base["source"] == "medquad", 0.2, 0.0))
-    table = statistics.compare_slices(base, tuned).set_index("slice")
-    assert table["n"].to_dict() == {
-        "afrimedqa": 20,
-        "medquad": 40,
-        "under 50 words": 10,
-        "50-99 words": 40,
-        "200 words or more": 10,
+    gain = np.array([0.2] * 30 + [0.0] * 10 + [0.5] * 20)
+    tuned = base.assign(rouge1=base["rouge1"] + gain)
+    table = statistics.compare_slices(base, tuned, ["rouge1"]).set_index("slice")
+    expected = {
+        "free questions": (40, 0.15, "better"),
+        "multiple choice": (20, 0.5, "better"),
+        "no text of train": (30, 0.2, "better"),
+        "some text of train": (10, 0, "no difference"),  # of the free ones, as below
+        "afrimedqa": (10, 0, "no difference"),
+        "medquad": (30, 0.2, "better"),
+        "up to 50 words": (10, 0.2, "better"),
+        "51 to 150 words": (20, 0.2, "better"),
+        "over 150 words": (10, 0, "no difference"),
     }
-    assert table.loc["medquad", "delta"] == pytest.approx(0.2)
-    assert table["verdict"].to_dict() == {
-        "afrimedqa": "no difference",
-        "medquad": "better",
-        "under 50 words": "better",
-        "50-99 words": "better",
-        "200 words or more": "no difference",
-    }
+    assert list(table.index) == list(expected)
+    assert table["n"].tolist() == [n for n, _, _ in expected.values()]
+    assert table["delta"].tolist() == pytest.approx([delta for _, delta, _ in expected.values()])
+    assert table["verdict"].tolist() == [verdict for _, _, verdict in expected.values()]
+    seeds = statistics.compare_slices([base, base], [tuned, tuned.sample(frac=1, random_state=1)], ["rouge1"])
+    assert seeds["delta"].tolist() == pytest.approx(table["delta"].tolist())
+    old = [frame.drop(columns=["kind", "train_overlap"]) for frame in (base, tuned)]
+    assert "multiple choice" not in set(statistics.compare_slices(*old, ["rouge1"])["slice"])
 
 
 def test_adjust_holm_by_hand():
