@@ -3,6 +3,7 @@
 Here and not under tests/, so that `pytest --nbmake notebooks/20_compare_experiments.ipynb` alone is the smoke profile too.
 """
 
+import functools
 import gc
 import os
 import shutil
@@ -26,25 +27,13 @@ def pytest_configure(config: pytest.Config) -> None:
         "MEDQA_DATA_DIR" in os.environ
     ):  # a notebook's kernel starts in notebooks/, where a relative path means another folder
         os.environ["MEDQA_DATA_DIR"] = os.path.abspath(os.environ["MEDQA_DATA_DIR"])
-    if getattr(config.option, "nbmake", False):
-        config.kernel = share_kernel()
+    if getattr(config.option, "nbmake", False):  # all notebooks share a kernel: imports take longer than most of them
+        from nbmake import nb_run
 
+        from medqa_lib.__main__ import Client, new_kernel
 
-def share_kernel():
-    """Let nbmake run all notebooks in one kernel, cleared in between: imports take longer than most of them."""
-    from nbmake import nb_run
-
-    from medqa_lib.__main__ import RESET, new_kernel
-
-    kernel = new_kernel()
-
-    class SharedClient(nb_run.NotebookClient):
-        def __init__(self, notebook, **options):
-            super().__init__(notebook, kernel, **options)
-            self.on_notebook_start = lambda notebook: self.kc.execute_interactive(RESET, silent=True)
-
-    nb_run.NotebookClient = SharedClient
-    return kernel
+        config.kernel = new_kernel()
+        nb_run.NotebookClient = functools.partial(Client, km=config.kernel)
 
 
 @pytest.hookimpl(

@@ -23,7 +23,6 @@ from medqa_lib.config import Profile, current_profile, home_dir
 from medqa_lib.reasons import user_errors
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-RESET = "get_ipython().reset(); __import__('gc').collect()"  # as after a restart, but imports stay in memory
 CPU_LIST = ("00", "01", "02", "03", "04", "11", "12", "13", "14", "20")  # six minutes on 2 CPU cores
 
 
@@ -56,6 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         if shared and shared.has_kernel:
             run_sync(shared.shutdown_kernel)(now=True)
+
+
+class Client(NotebookClient):
+    """Clears the kernel first: as after a restart, but what others have imported is still in memory."""
+
+    def __init__(self, notebook: nbformat.NotebookNode, km=None, **options):
+        super().__init__(notebook, km, **options)
+        clear = "get_ipython().reset(); __import__('gc').collect()"
+        self.on_notebook_start = lambda notebook: self.kc.execute_interactive(clear, silent=True)
 
 
 def new_kernel():
@@ -102,10 +110,9 @@ def run_notebook(path: Path, folder: Path, kernel=None) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None  # older outputs must not stand below a stop
-    client = NotebookClient(notebook, kernel, timeout=None, coalesce_streams=True, record_timing=False,
-                            shutdown_kernel="immediate", resources={"metadata": {"path": str(path.parent)}},
-                            extra_arguments=["--log-level=ERROR"])
-    client.on_notebook_start = lambda notebook: client.kc.execute_interactive(RESET, silent=True)
+    client = Client(notebook, kernel, timeout=None, coalesce_streams=True, record_timing=False,
+                    shutdown_kernel="immediate", resources={"metadata": {"path": str(path.parent)}},
+                    extra_arguments=["--log-level=ERROR"])
     try:
         with client.setup_kernel():  # not `execute`: its handler makes Ctrl-C look like a dead kernel
             for number, cell in enumerate(notebook.cells, start=1):

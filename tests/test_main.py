@@ -39,11 +39,12 @@ def read_outputs(path):
 
 
 def test_notebooks_run_in_order_and_copies_show_no_path_of_this_machine(write_notebooks, tmp_path, capsys):
-    folder = write_notebooks(_01_b=["print(open('made').read())"],
+    folder = write_notebooks(_01_b=["print(open('made').read())", "print('os' in globals())"],
                              _00_a=["open('made', 'w').write('by 00')", "import os; print(os.environ['MEDQA_HOME'])"])
     assert headless.main([]) == 0
     copies = tmp_path / "home" / "notebooks"
-    assert read_outputs(copies / "01_b.ipynb") == ["by 00\n"]
+    assert read_outputs(copies / "01_b.ipynb") == ["by 00\n", "False\n"], "another notebook's names are gone"
+    assert [cell.execution_count for cell in nbformat.read(copies / "01_b.ipynb", 4).cells] == [1, 2]
     assert read_outputs(copies / "00_a.ipynb")[-1] == "runs\n"
     assert nbformat.read(folder / "00_a.ipynb", 4).cells[1].outputs == [], "the originals stay as they are"
     shown = capsys.readouterr().out
