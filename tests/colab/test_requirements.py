@@ -160,6 +160,8 @@ def test_requirements_hold_every_import_and_nothing_else():
 
 @pytest.mark.parametrize("requirement", read_requirements(), ids=str)
 def test_requirements_are_met_here(requirement):
+    if requirement.name in REPLACED:
+        pytest.skip("Colab only")
     assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
 
 
