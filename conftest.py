@@ -44,12 +44,26 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 2 if config.option.nbmake else 0
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all notebooks, in their order: each reuses the splits and runs of those before it."""
-    for item in items:
-        if item.path.suffix == ".ipynb":
-            item.add_marker(pytest.mark.xdist_group("notebooks"))
+    """The notebooks come first: they take longest, and one process runs them all."""
+    items.sort(key=lambda item: item.path.suffix != ".ipynb")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """One process runs all notebooks, each of which reuses the splits and runs of those before it; others share files.
+
+    xdist's own `--dist loadgroup` does nothing with pytest 9.2: it writes a private name that is no longer read.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "notebooks" if path.endswith(".ipynb") else path
+
+    config.option.loadscopereorder = False  # it would put files of many small tests first
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish() -> None:

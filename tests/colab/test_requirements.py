@@ -23,7 +23,8 @@ COLAB = {
     "platform_machine": "x86_64",
     "os_name": "posix",
 }
-IMPORT_NAMES = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+IMPORT_NAMES = {
+    "xdist": "pytest-xdist","sklearn": "scikit-learn", "yaml": "pyyaml"}
 # Imported where it is there, and done without where it is not.
 OPTIONAL = {
     "triton": "comes with torch for CUDA",
