@@ -23,8 +23,7 @@ COLAB = {
     "platform_machine": "x86_64",
     "os_name": "posix",
 }
-IMPORT_NAMES = {
-    "xdist": "pytest-xdist","sklearn": "scikit-learn", "yaml": "pyyaml"}
+IMPORT_NAMES = {"sklearn": "scikit-learn", "xdist": "pytest-xdist", "yaml": "pyyaml"}
 # Imported where it is there, and done without where it is not.
 OPTIONAL = {
     "triton": "comes with torch for CUDA",
