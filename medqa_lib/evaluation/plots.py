@@ -72,7 +72,7 @@ def plot_slices(slices: pd.DataFrame, run: str, base: str = "base") -> Figure:
     metric = next(iter(panels))
     gains = slices[slices["metric"] == metric].sort_values("delta").itertuples()
     ends = [f"{row.delta:+.3f} ({label(row.slice)})" for row in gains]
-    caption = f"All but multiple choice: free questions only. {describe_marks(slices)}"
+    caption = f"Free questions only. {describe_marks(slices)}"
     title = f"{label(run)} against {label(base)}, {label(metric)}: {ends[0]} to {ends[-1]}"
     return finish(figure, caption, title)
 
@@ -115,7 +115,7 @@ def plot_losses(losses: pd.DataFrame) -> Figure:
     tuned = losses[losses["run"] != "base"].sort_values("step")
     same = tuned.loc[(tuned["split"] == "validation") & (tuned["step"] == 0), "loss"]
     untuned = [*same, *losses.loc[losses["run"] == "base", "loss"]][0]
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 4), sharex=True)
+    figure, panels = plt.subplots(1, 2, figsize=(9.5, 4), sharex=True, subplot_kw={"ymargin": 0.1})
     for panel, split in zip(panels, ("train", "validation"), strict=True):
         curves = tuned[tuned["split"] == split]
         for run, rows in curves.groupby("run"):
@@ -129,8 +129,8 @@ def plot_losses(losses: pd.DataFrame) -> Figure:
         _label_ends(panel, ends.sort_values("loss"))
     panels[0].set_title("Training, on the run's labels")
     panels[1].set_title("Validation, always on correct labels")
-    caption = ("Orange: labels shifted twice; blue: correct labels. Training loss: mean since the point "
-               "before. Curves: on the first 200 validation pairs; dotted: the untuned model on "
+    caption = ("Orange: labels shifted twice; blue: correct. Training loss: mean since the point before. "
+               "Curves: the first 200 validation pairs; dotted: untuned, on "
                f"{'the same' if len(same) else 'all'} pairs.")
     return finish(figure, caption, f"Validation loss below the untuned model's: {below or 'no run'}")
 
@@ -142,7 +142,7 @@ def _label_ends(panel, ends: pd.DataFrame) -> None:
     for run, end in ends.iterrows():
         height = max(end["loss"], height + 0.06 * (top - bottom))
         panel.annotate(f" {label(run)}", (end["step"], height), va="bottom" if run == "base" else "center",
-                       fontsize=9, color=color_run(run))
+                       fontsize=9, color=color_run(run), bbox={"fc": "white", "ec": "none", "pad": 0.3})
 
 
 @plt.rc_context(STYLE | {"axes.grid": False})
@@ -173,7 +173,7 @@ def plot_policy_table(table: pd.DataFrame) -> Figure:
     panels[0, 0].set_ylabel("Steps, learning rate")
     caption = (f"{describe_n(table['n_test'])} per run. Blue: better than untuned; orange: worse; "
                "the deeper, the further (full colour: twice or half).")
-    return finish(figure, caption, "Labels decide, not steps or learning rate")
+    return finish(figure, caption, "At these settings labels decide, not steps or learning rate")
 
 
 @plt.rc_context(ACROSS)

@@ -1,4 +1,4 @@
-"""Is a difference more than luck? Paired bootstrap over questions and seeds, Welch's test over seeds, Holm.
+"""Is a difference more than luck? Paired bootstrap over questions and seeds, and Holm's correction.
 
 Questions about one disease share answers, so whole groups are resampled, not questions. All runs answer the
 same questions, so all get the same resamples and only their differences are judged. A recipe is judged by
@@ -88,52 +88,18 @@ def compare_many(base_scores: Scores, runs: dict[str, Scores],
 
 def compare_slices(base_scores: Scores, tuned_scores: Scores,
                    metrics: Sequence[str] | None = None) -> pd.DataFrame:
-    """`compare_runs` of free questions and parts of them, and of multiple choice (`slice`); Holm over all."""
+    """`compare_runs` of free questions and parts of them (column `slice`); Holm over all."""
     about = _list_seeds(base_scores)[0]
     runs = [[_align_questions(about, scores) for scores in _list_seeds(each)]
             for each in (base_scores, tuned_scores)]
     words, overlap, kind = (about.get(name) for name in ("reference_words", "train_overlap", "kind"))
-    masks = {} if kind is None else {"free questions": kind == "free", "multiple choice": kind == "mcq"}
+    masks = {} if kind is None else {"free questions": kind == "free"}
     masks |= {} if overlap is None else {"no text of train": overlap == 0, "some text of train": overlap > 0}
     masks |= {name: about["source"] == name for name in sorted(about["source"].unique())}
     masks |= {name: words.between(low, high, inclusive="right") for name, (low, high) in LENGTHS.items()}
     tables = {name: compare_runs(*([scores[mask.to_numpy()] for scores in each] for each in runs), metrics)
               for name, mask in masks.items() if mask.any()}
     return _correct_holm(pd.concat(tables, names=["slice"]).reset_index("slice").reset_index(drop=True))
-
-
-def compare_seeds(recipes: dict[str, Sequence[dict]], pairs: Sequence[tuple[str, str]],
-                  metrics: Sequence[str]) -> pd.DataFrame:
-    """Recipes that were trained with several seeds: Welch's t test on the runs' scores, Holm over all.
-
-    `compare_runs` says whether other test questions would change the verdict, this whether other seeds would.
-
-    Args:
-        recipes: name -> the `metrics` of one run per seed.
-        pairs: (first, second), names out of `recipes`.
-        metrics: names out of METRICS, or "validation_loss".
-    Returns:
-        One row per pair and metric: pair, metric, first, first_sd, second, second_sd, delta, ci_low, ci_high,
-        seeds, p, p_holm, family, verdict.
-    Raises:
-        ValueError: a recipe has fewer than two seeds, so there is no spread to judge by.
-    """
-    from scipy.stats import ttest_ind
-
-    if single := sorted({name for pair in pairs for name in pair if len(recipes[name]) < 2}):
-        raise ValueError(f"{', '.join(single)}: one seed each; expected at least 2. Train ..._seed43.")
-    rows = []
-    for pair, metric in [(pair, metric) for pair in pairs for metric in metrics]:
-        first, second = ([run[metric] for run in recipes[name]] for name in pair)
-        test = ttest_ind(second, first, equal_var=False)
-        low, high = test.confidence_interval(1 - ALPHA)
-        rows.append({"pair": " -> ".join(pair), "metric": metric,
-                     "first": np.mean(first), "first_sd": np.std(first, ddof=1),
-                     "second": np.mean(second), "second_sd": np.std(second, ddof=1),
-                     "delta": np.mean(second) - np.mean(first), "ci_low": low, "ci_high": high,
-                     "seeds": f"{len(first)} and {len(second)}",
-                     "p": np.nan_to_num(test.pvalue, nan=1.0)})  # no spread and no difference
-    return _correct_holm(pd.DataFrame(rows))
 
 
 def adjust_holm(p_values: Sequence[float]) -> np.ndarray:

@@ -8,7 +8,7 @@ import pandas as pd
 from medqa_lib.config import Experiment
 from medqa_lib.evaluation.reported import REPORTED
 from medqa_lib.evaluation.results import RunResult
-from medqa_lib.evaluation.significance import compare_runs, format_p
+from medqa_lib.evaluation.significance import PERCENT, compare_runs, format_p
 from medqa_lib.metrics import METRICS
 from medqa_lib.model import compute_dtype
 
@@ -68,6 +68,19 @@ def results_table(comparison: pd.DataFrame, first: str = "untuned", second: str 
         named = comparison[keys[0]].map(lambda text: " -> ".join(map(label, text.split(" -> "))))
         table = table.set_index(named, append=True).swaplevel()
     return table
+
+
+def pairs_table(comparison: pd.DataFrame) -> pd.DataFrame:
+    """A row per pair of `significance.compare_pairs`, a column per metric: difference, interval, verdict."""
+    cells = []
+    for row in comparison.itertuples():
+        difference, low, high = (f"{value:+.{2 if row.metric in PERCENT else 3}f}"
+                                 for value in (row.delta, row.ci_low, row.ci_high))
+        cells.append(f"{difference} " + ("" if pd.isna(row.ci_low) else f"[{low}, {high}] ") + row.verdict)
+    pairs = comparison["pair"].map(lambda pair: " -> ".join(map(label, pair.split(" -> "))))
+    table = comparison.assign(cell=cells, pair=pairs).pivot(index="pair", columns="metric", values="cell")
+    table = table.loc[pairs.unique(), comparison["metric"].unique()]
+    return table.rename(columns=label).rename_axis(index=None, columns=None)
 
 
 def summary_table(runs: dict[str, RunResult]) -> pd.DataFrame:

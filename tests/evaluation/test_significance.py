@@ -368,7 +368,6 @@ def test_compare_slices_by_kind_overlap_source_and_length():
     table = statistics.compare_slices(base, tuned, ["rouge1"]).set_index("slice")
     expected = {
         "free questions": (40, 0.15, "better"),
-        "multiple choice": (20, 0.5, "better"),
         "no text of train": (30, 0.2, "better"),
         "some text of train": (10, 0, "no difference"),  # of the free ones, as below
         "afrimedqa": (10, 0, "no difference"),
@@ -384,7 +383,7 @@ def test_compare_slices_by_kind_overlap_source_and_length():
     seeds = statistics.compare_slices([base, base], [tuned, tuned.sample(frac=1, random_state=1)], ["rouge1"])
     assert seeds["delta"].tolist() == pytest.approx(table["delta"].tolist())
     old = [frame.drop(columns=["kind", "train_overlap"]) for frame in (base, tuned)]
-    assert "multiple choice" not in set(statistics.compare_slices(*old, ["rouge1"])["slice"])
+    assert statistics.compare_slices(*old, ["rouge1"])["slice"].iloc[0] == "afrimedqa"
 
 
 def test_adjust_holm_by_hand():
@@ -422,33 +421,3 @@ def test_compare_many_can_still_tell_differences_among_many_runs():
     base, tuned = make_runs(np.random.default_rng(4), 30, ["rouge1", "rouge2", "smog"], [0, 3])
     table = statistics.compare_many(base, {f"run {i}": tuned for i in range(10)}, n_resamples=500)
     assert set(table["verdict"]) == {"better", "higher"}
-
-
-def test_compare_seeds_without_spread_and_difference_shows_none():
-    recipes = {name: [{"bleu": 0.0}] * 3 for name in "ab"}
-    row = statistics.compare_seeds(recipes, [("a", "b")], ["bleu"]).iloc[0]
-    assert (row["p"], row["verdict"]) == (1, "no difference")
-
-
-def test_compare_seeds_equals_welch_by_hand():
-    recipes = {
-        "a": [
-            {"bleu": 1.0, "validation_loss": 2.0},
-            {"bleu": 2.0, "validation_loss": 2.2},
-            {"bleu": 3.0, "validation_loss": 2.1},
-        ],
-        "b": [{"bleu": 6.0, "validation_loss": 1.0}, {"bleu": 8.0, "validation_loss": 1.1}],
-    }
-    table = statistics.compare_seeds(recipes, [("a", "b")], ["bleu", "validation_loss"]).set_index("metric")
-    # means 2 and 7, variances 1 and 2: standard error sqrt(1/3 + 2/2), Welch-Satterthwaite degrees of freedom (4/3)^2 / ((1/3)^2/2 + 1)
-    error, freedom = np.sqrt(4 / 3), (4 / 3) ** 2 / ((1 / 3) ** 2 / 2 + 1)
-    bleu = table.loc["bleu"]
-    assert (bleu["first"], bleu["second"], bleu["first_sd"]) == (2, 7, 1)
-    assert bleu["p"] == pytest.approx(2 * t.sf(5 / error, freedom))
-    assert [bleu["ci_low"], bleu["ci_high"]] == pytest.approx(
-        [5 - t.ppf(0.975, freedom) * error, 5 + t.ppf(0.975, freedom) * error]
-    )
-    assert list(table["p_holm"]) == pytest.approx(list(statistics.adjust_holm(table["p"])))
-    assert table.loc["validation_loss", "verdict"] == "better", "a lower loss"
-    with pytest.raises(ValueError, match="b: one seed each; expected at least 2"):
-        statistics.compare_seeds(recipes | {"b": recipes["b"][:1]}, [("a", "b")], ["bleu"])

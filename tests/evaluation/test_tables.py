@@ -45,6 +45,20 @@ def test_summary_table_holds_numbers_and_calls_the_base_untuned():
     assert list(table.columns) == ["perplexity", "rouge2"]
 
 
+def test_pairs_table_has_a_row_per_pair_and_a_cell_per_metric():
+    comparison = pd.DataFrame(
+        [("base -> exp_004", "rouge2", 0.0312, 0.02, 0.0404, "better"),
+         ("base -> exp_004", "bleu", -1.5, -2.0, -1.0, "worse"),
+         ("exp_004 -> exp_005", "rouge2", 1.4e-6, np.nan, np.nan, "no difference"),
+         ("exp_004 -> exp_005", "bleu", 0.25, -0.5, 1.0, "no difference")],
+        columns=["pair", "metric", "delta", "ci_low", "ci_high", "verdict"],
+    )
+    table = tables.pairs_table(comparison)
+    assert list(table.index) == ["untuned -> exp_004", "exp_004 -> exp_005"]
+    assert list(table["ROUGE-2 F1"]) == ["+0.031 [+0.020, +0.040] better", "+0.000 no difference"]
+    assert list(table["BLEU (0-100)"]) == ["-1.50 [-2.00, -1.00] worse", "+0.25 [-0.50, +1.00] no difference"]
+
+
 def test_settings_table_spreads_lora_into_rows():
     experiment = dataclasses.replace(get_experiment("exp_004"), seed=7)
     run = SimpleNamespace(metrics={"trainable_parameters": 645120, "trainable_share": 0.00477})
