@@ -109,8 +109,8 @@ def adjust_holm(p_values: Sequence[float]) -> np.ndarray:
         >>> adjust_holm([0.01, 0.04, 0.03]).round(3).tolist()
         [0.03, 0.06, 0.06]
     """
-    p = pd.Series(p_values, dtype=float).sort_values()
-    return (p * range(len(p), 0, -1)).cummax().clip(upper=1).sort_index().to_numpy()
+    p = pd.Series(np.asarray(p_values, float)).sort_values()
+    return (p * np.arange(len(p), 0, -1)).cummax().clip(upper=1).sort_index().to_numpy()
 
 
 def format_p(p: float) -> str:
@@ -173,7 +173,8 @@ def _resample(runs: dict, needed: list[tuple], codes: np.ndarray,
     if missing := sorted({column for (_, column), values in columns.items() if np.isnan(values).any()}):
         raise ValueError(f"Some answers have no score in {', '.join(missing)}. Score the run again.")
     rows = count_rows("", runs[needed[0][0]])
-    sums = pd.DataFrame(columns).assign(n=rows).groupby(codes).sum().to_numpy()  # (G, K + 1)
+    table = np.column_stack([*columns.values(), rows])
+    sums = pd.DataFrame(table).groupby(codes).sum().to_numpy()  # (G, K + 1)
     groups, places = len(sums), {key: place for place, key in enumerate(columns)}
     rng, parts = np.random.default_rng(seed), [sums.sum(axis=0, keepdims=True)]  # the observed data first
     for start in range(0, n_resamples, CHUNK):

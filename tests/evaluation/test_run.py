@@ -211,11 +211,12 @@ def test_published_runs_still_have_the_identity_that_a_large_gpu_gives(use_gpu, 
     assert len(PUBLISHED) > 20
     for path in PUBLISHED:
         saved = json.loads(path.read_text())["identity"]
-        if saved["versions"]["metrics"] < results.VERSIONS["metrics"]:
-            continue  # of an earlier study
         name = path.parent.name.removesuffix("_one_shot")
+        experiment = EXPERIMENTS.get(name)
+        if experiment is None and name.startswith("exp_"):  # of tests/bench/report_candidates.py
+            experiment = dataclasses.replace(EXPERIMENTS[name[:7]], name=name, label_policy=name[8:])
         monkeypatch.setattr(evaluation, "hash_splits", lambda _splits, saved=saved: saved["data"])
-        assert evaluation.result_identity(EXPERIMENTS.get(name), GPU, make_splits(1747)) == saved, path
+        assert evaluation.result_identity(experiment, GPU, make_splits(1747)) == saved, path
 
 
 WITH_BERTSCORE = dataclasses.replace(SMOKE, bertscore_encoder="roberta-large")

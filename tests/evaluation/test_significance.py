@@ -143,7 +143,8 @@ def share_of_false_families(n_families, correlation, n_resamples):
 @pytest.mark.slow
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
 def test_compare_many_holds_family_error(correlation):
-    assert share_of_false_families(500, correlation, 10_000) < 0.05
+    """At most 5%; of 500 families with a true 5%, 36 or more come by chance in 2.5% of the cases."""
+    assert share_of_false_families(500, correlation, 10_000) <= 35 / 500
 
 
 def test_compare_many_holds_family_error_fast():
@@ -390,6 +391,8 @@ def test_adjust_holm_by_hand():
     # Sorted .01 .02 .03 .2 times 4 3 2 1 = .04 .06 .06 .2; the third may not fall below the second.
     np.testing.assert_allclose(statistics.adjust_holm([0.2, 0.01, 0.03, 0.02]), [0.2, 0.04, 0.06, 0.06])
     np.testing.assert_allclose(statistics.adjust_holm([0.9, 0.6]), [1.0, 1.0])
+    rows = pd.Series([0.2, 0.01, 0.03, 0.02], index=[1, 0, 1, 0])  # of a table whose rows were joined
+    np.testing.assert_allclose(statistics.adjust_holm(rows), [0.2, 0.04, 0.06, 0.06])
 
 
 @pytest.mark.parametrize(
