@@ -12,7 +12,7 @@ from medqa_lib.model import load_base_model, load_tokenizer
 from medqa_lib.publish import hub
 
 CPU = config.PROFILES["cpu"]
-NAMES = ["exp_004", "exp_001", "exp_002", "exp_003"]
+NAMES = ["exp_005", "exp_004", "exp_001", "exp_002", "exp_003"]
 
 
 def test_without_runs_the_studys_adapters_are_found(tmp_path, monkeypatch):
@@ -35,7 +35,7 @@ def test_correct_labels_lower_the_loss_and_shifted_ones_raise_it(tmp_path, monke
     base = load_base_model(CPU)
     loss = {"untuned": completion_loss(base, pairs)}
     model = hub.load_adapters(base, hub.find_adapters(None, CPU))
-    for name in ("exp_004", "exp_003"):
+    for name in ("exp_005", "exp_004", "exp_003"):
         model.set_adapter(name)
         loss[name] = completion_loss(model, pairs)
-    assert loss["exp_004"] < loss["untuned"] < loss["exp_003"], loss
+    assert loss["exp_005"] < loss["exp_004"] < loss["untuned"] < loss["exp_003"], loss
