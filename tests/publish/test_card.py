@@ -200,7 +200,7 @@ def test_write_card_shows_code_that_answers_as_the_demo_does(home, tmp_path):
     # some CPUs would round to bfloat16
     exact = "import bitsandbytes.nn.modules; bitsandbytes.nn.modules.has_avx512bf16 = lambda: False\n"
     alone = "import sys; assert not [name for name in sys.modules if name.startswith('medqa_lib')]"
-    code = exact + load + ask.replace("256", "8") + alone
+    code = exact + load + ask.replace("512", "8") + alone
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     engine = Engine({"exp": adapter}, SMOKE)
