@@ -21,7 +21,7 @@ import pandas as pd
 import regex
 from tqdm import tqdm
 
-from medqa_lib.evaluation.overlap import f1, list_ngrams, score_chrf, score_rouge, tokenize_rouge
+from medqa_lib.evaluation.overlap import f1, list_ngrams, score_rouge, tokenize_rouge
 
 HIGHEST_GRADE = 24.0  # an answer without a full stop is one endless sentence: grade 8,811 was seen
 BLEU_COLUMNS = ("bleu_hyp_len", "bleu_ref_len",
@@ -189,11 +189,11 @@ def _score_pair(prediction: str, references: Sequence[str], is_latin: bool) -> d
 
     bleu, words = _bleu_scorer().sentence_score(prediction, references), prediction.split()
     tokens = [tokenize_rouge(text) if is_latin else _WORD.findall(text) for text in (prediction, *references)]
-    overlaps = [{**score_rouge(tokens[0], others), "token_f1": _score_token_f1(prediction, text),
-                 "chrf": score_chrf(prediction, text)}
+    overlaps = [{**score_rouge(tokens[0], others), "token_f1": _score_token_f1(prediction, text)}
                 for text, others in zip(references, tokens[1:], strict=True)]
     return {
         **{name: max(overlap[name] for overlap in overlaps) for name in overlaps[0]},
+        "chrf": _chrf_scorer().sentence_score(prediction, references).score,
         "repeated_4gram_share": _share_repeated(words),
         "words": len(words), "reference_words": len(references[0].split()),
         "flesch_kincaid": min(HIGHEST_GRADE, textstat.flesch_kincaid_grade(prediction)),
@@ -207,6 +207,13 @@ def _bleu_scorer():
     import sacrebleu
 
     return sacrebleu.BLEU(effective_order=True)  # only silences a warning: the counts do not depend on it
+
+
+@functools.cache
+def _chrf_scorer():
+    import sacrebleu
+
+    return sacrebleu.CHRF()
 
 
 def _score_token_f1(prediction: str, reference: str) -> float:

@@ -24,6 +24,7 @@ from medqa_lib.evaluation.generation import generate_records
 from medqa_lib.evaluation.results import RunResult, describe_environment, find_finished, save_run
 from medqa_lib.model import load_merged, load_tokenizer
 from medqa_lib.prompts import encode_chat_prompt, format_example, format_prompt, strip_eos
+from medqa_lib.reasons import user_errors
 
 BASELINES = {
     "baseline_chat_template": "the untuned model, asked in the chat template that it was released with",
@@ -191,5 +192,6 @@ def cut_words(answer: str, reference: str) -> str:
 
 
 if __name__ == "__main__":
-    for each in map(run_one_shot, sys.argv[1:]) if sys.argv[1:] else run_baselines().values():
-        print(f"{each.name}: ROUGE-2 {each.metrics['rouge2']:.4f}, results in {each.folder}")
+    with user_errors():
+        for each in map(run_one_shot, sys.argv[1:]) if sys.argv[1:] else run_baselines().values():
+            print(f"{each.name}: ROUGE-2 {each.metrics['rouge2']:.4f}, results in {each.folder}")

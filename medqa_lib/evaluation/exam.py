@@ -23,6 +23,7 @@ from medqa_lib.data.sources import load_sources
 from medqa_lib.evaluation.likelihood import score_options
 from medqa_lib.evaluation.results import run_folder
 from medqa_lib.model import load_merged, load_tokenizer
+from medqa_lib.reasons import user_errors
 
 # Results of the benchmark's authors (Olatunji et al., ACL 2025), a row per question; MedQA's hold its text.
 PUBLISHED = "https://github.com/intron-innovation/AfriMed-QA/raw/main/"
@@ -45,8 +46,14 @@ def load_exams(sources: dict[str, pd.DataFrame] | None = None) -> pd.DataFrame:
     AfriMed-QA: 3,907 expert questions, the Hub's split `test` (3,910) without three that have no key or no
     options; of several keys the first one counts, as with its authors. MedQA: the 1,273 test questions with
     four options (Jin et al. 2021).
+
+    Raises:
+        ValueError: there is no AfriMed-QA, or MedQA cannot be fetched.
     """
-    frame = (sources or load_sources())["afrimedqa"]
+    frame = (sources or load_sources()).get("afrimedqa")
+    if frame is None:
+        raise ValueError("The data folder of your settings has no AfriMed-QA, whose test is the first exam; "
+                         "expected afrimedqa_v2.csv there.")
     official = frame["split"] == "test" if "split" in frame else frame["tier"] == "expert"
     rows = []
     asked = official & (frame["question_type"] == "mcq") & (frame["correct_answer"] != "")
@@ -99,4 +106,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        main()

@@ -43,7 +43,8 @@ def write_card(run: RunResult, base: RunResult, repository: str, base_model: str
                                  dataset_name="MedQuAD and AfriMed-QA, held-out questions",
                                  metric_name=METRICS[row.metric], metric_value=round(row.tuned, 4))
                       for row in results])
-    lines = {text: run.folder.parent / name for name, text in BASELINES.items()}
+    lines = {text: run.folder.parent / name for name, text in BASELINES.items()
+             if name != "baseline_random_option"}  # that has no text scores of free questions
     return str(ModelCard.from_template(
         header, template_path=str(Path(__file__).with_name("card.md")), run=run, base=base, metrics=METRICS,
         repository=repository, recipe=run.config["identity"]["experiment"], results=results,
