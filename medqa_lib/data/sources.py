@@ -83,7 +83,7 @@ def check_source(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """The frame with the needed columns named as the publisher does; a ValueError says which it lacks.
 
     MedQuAD's focus_area may be missing: groups then rest on questions and answers alone. AfriMed-QA gets the
-    column official: "test" for its test split (without the column split, the experts' choices), else "train".
+    column official: "test" for its test split (if it names none, the experts' choices), else "train".
     """
     origin = frame.attrs.get("origin", name)
     frame = frame.rename(columns={column: str(column).strip().lower() for column in frame.columns
@@ -91,7 +91,8 @@ def check_source(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if name == "afrimedqa" and "official" not in frame:
         kinds, tiers, splits = (frame.get(column, pd.Series("", frame.index)).astype(str).str.strip()
                                 for column in ("question_type", "tier", "split"))
-        in_test = splits == "test" if "split" in frame else (tiers == "expert") & (kinds == "mcq")
+        in_test = splits == "test"
+        in_test = in_test if in_test.any() else (tiers == "expert") & (kinds == "mcq")
         frame = frame.assign(official=np.where(in_test, "test", "train"))
     if name == "medquad" and "focus_area" not in frame:
         print(f"{origin}: no column focus_area, so rows about one disease cannot be kept together.")

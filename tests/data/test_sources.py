@@ -95,13 +95,19 @@ def test_load_sources_takes_headers_in_any_case_and_no_focus_area(folder, capsys
     assert "focus_area" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("split", [True, False])
-def test_check_source_takes_the_official_split_from_split_else_from_tier(split):
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        (["train", "test", "test ", None], ["train", "test", "test", "train"]),
+        (["train", "train", "", None], ["test", "train", "train", "train"]),  # it names no test
+        (None, ["test", "train", "train", "train"]),
+    ],
+)
+def test_check_source_takes_the_official_split_from_split_else_from_tier(split, expected):
     frame = pd.read_csv(sources.SAMPLE_DIR / "afrimedqa_v2_sample.csv", dtype=str)[:4].assign(
         tier=["expert", "expert", "crowdsourced", None], question_type=["mcq", "saq", "mcq", "mcq"]
     )
-    frame = frame.assign(Split=["train", "test", "test ", None]) if split else frame
-    expected = ["train", "test", "test", "train"] if split else ["test", "train", "train", "train"]
+    frame = frame.assign(Split=split) if split else frame
     checked = sources.check_source(frame, "afrimedqa")
     assert checked["official"].tolist() == expected
     assert sources.check_source(checked, "afrimedqa")["official"].tolist() == expected
