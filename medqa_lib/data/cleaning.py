@@ -20,6 +20,7 @@ LONG_ANSWER_WORDS = 300  # about what 512 tokens hold beside the question
 LETTERS = "ABCDEFGHIJ"
 PLACEHOLDERS = {"", "no rationale", "no rationale provided", "no answer", "no explanation", "none", "null",
                 "nan", "na", "n a", "nil", "not available", "not applicable"}
+NO_OPTION = ("", "n/a")  # the Hub's file fills up short lists with it
 _LETTER = re.compile(r"[^\W_]")
 _OTHER_OPTIONS = re.compile(r"(?:both |only )?[A-E](?:, ?[A-E])*,? ?(?:and|&|or) ?[A-E](?: only| above)?\.?",
                             re.IGNORECASE)
@@ -78,7 +79,8 @@ def read_options(row: Row) -> Row | None:
         return row._replace(kind="saq") if row.answer else None
     parsed = parse_cell(row.options)
     cells = parsed.items() if isinstance(parsed, dict) else ()
-    filled = {name: text_cell(cell) for name, cell in cells if text_cell(cell).strip()}
+    filled = {name: text_cell(cell) for name, cell in cells
+              if text_cell(cell).strip().lower() not in NO_OPTION}
     keys = {key.strip() for key in row.correct.split(",")}
     if not keys <= filled.keys() or not 2 <= len(filled) <= len(LETTERS):
         return None

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import pandas as pd
 
 from medqa_lib.config import Profile, current_profile, data_dir, home_dir
-from medqa_lib.data.cleaning import LETTERS
+from medqa_lib.data.cleaning import LETTERS, Row, read_options
 from medqa_lib.data.sources import load_sources
 from medqa_lib.evaluation.likelihood import score_options
 from medqa_lib.evaluation.results import run_folder
@@ -37,7 +37,12 @@ def read_public(path: str, local: str | None = None) -> pd.DataFrame:
     found = next(Path(folder).glob(f"**/{local}"), None) if folder and local and folder.is_dir() else None
     if found:
         return pd.read_csv(found, dtype=str)
-    return pd.read_csv(io.BytesIO(urlopen(PUBLISHED + path, timeout=60).read()), dtype=str)
+    try:
+        content = urlopen(PUBLISHED + path, timeout=60).read()
+    except OSError as error:
+        raise ConnectionError(f"{PUBLISHED}{path} cannot be fetched ({error}). Run again with a network, or "
+                              f"put {local or 'it'} into the data folder of your settings.") from None
+    return pd.read_csv(io.BytesIO(content), dtype=str)
 
 
 def load_exams(sources: dict[str, pd.DataFrame] | None = None) -> pd.DataFrame:
@@ -48,20 +53,19 @@ def load_exams(sources: dict[str, pd.DataFrame] | None = None) -> pd.DataFrame:
     four options (Jin et al. 2021).
 
     Raises:
-        ValueError: there is no AfriMed-QA, or MedQA cannot be fetched.
+        ValueError: there is no AfriMed-QA.
+        ConnectionError: MedQA cannot be fetched.
     """
     frame = (sources or load_sources()).get("afrimedqa")
     if frame is None:
         raise ValueError("The data folder of your settings has no AfriMed-QA, whose test is the first exam; "
                          "expected afrimedqa_v2.csv there.")
-    official = frame["split"] == "test" if "split" in frame else frame["tier"] == "expert"
     rows = []
-    asked = official & (frame["question_type"] == "mcq") & (frame["correct_answer"] != "")
-    for row in frame[asked & (frame["answer_options"] != "")].to_dict("records"):
-        options = {name: text for name, text in json.loads(row["answer_options"]).items()
-                   if str(text).strip().upper() not in ("", "N/A")}
-        correct = [*options].index(row["correct_answer"].split(",")[0])
-        rows.append((row["sample_id"], "afrimedqa", row["question"], [*options.values()], correct))
+    for row in frame[(frame["official"] == "test") & (frame["question_type"] == "mcq")].to_dict("records"):
+        asked = read_options(Row(row["question"], "", "afrimedqa", kind="mcq", options=row["answer_options"],
+                                 correct=row["correct_answer"]))
+        if asked:
+            rows.append((row["sample_id"], "afrimedqa", asked.question, [*asked.options], asked.correct[0]))
     for row in read_public(MEDQA, MEDQA_FILE).to_dict("records"):
         options = ast.literal_eval(row["options"]) if "options" in row else {key: row[key] for key in "ABCD"}
         correct = [*options].index(row.get("correct_answer") or row["answer"])

@@ -246,6 +246,13 @@ def test_merge_equal_options_moves_the_key(before, after):
     assert (row.options, row.correct) == (("Skin", "Liver", "Lung"), (after,))
 
 
+def test_options_that_only_fill_up_are_none():
+    options = {"option1": "Na", "option2": "n/a", "option3": "None", "option4": "N/A "}
+    row = cleaning.read_options(Row("Which?", "", "afrimedqa", kind="mcq", options=json.dumps(options), correct="option3"))
+    assert (row.options, row.correct) == (("Na", "None"), (1,))
+    assert cleaning.read_options(row._replace(options=json.dumps(options), correct="option2")) is None
+
+
 def test_clean_rows_keeps_options_that_differ_in_case_apart():
     row = clean_mcq(
         {"option1": "AA", "option2": "Aa", "option3": "aa"}, question="Which genotype is heterozygous?"

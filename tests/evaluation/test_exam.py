@@ -30,7 +30,7 @@ SOURCES = {
             ("free", "saq", "Why?", {}, ""),
         ],
         columns=["sample_id", "question_type", "question", "answer_options", "correct_answer"],
-    ).assign(tier=["expert", "expert", "expert", "crowdsourced", "expert"])
+    ).assign(official=["test", "test", "test", "train", "test"])
 }
 SOURCES["afrimedqa"]["answer_options"] = SOURCES["afrimedqa"]["answer_options"].map(json.dumps)
 
@@ -56,13 +56,6 @@ def test_official_questions_with_a_key_are_asked_without_empty_options(exams):
         ["Rest", "Aspirin", "Ice", "Surgery"],
     ]
     assert exams["correct"].tolist() == [1, 1, 1]
-
-
-def test_the_hubs_split_decides_where_there_is_one():
-    frame = SOURCES["afrimedqa"].assign(split=["train", "train", "test", "test", "test"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exam, "read_public", lambda *_: pd.DataFrame(columns=["sample_id"]))
-        assert exam.load_exams({"afrimedqa": frame})["sample_id"].tolist() == ["crowd"]
 
 
 def test_letters_and_options_are_chosen_by_their_likelihood(exams):
