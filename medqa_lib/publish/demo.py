@@ -1,24 +1,28 @@
-"""A page with the untuned and the tuned answer side by side: `python -m medqa_lib.demo`.
+"""A page with the untuned and the tuned answers side by side: `python -m medqa_lib.demo`.
 
-Both come from one batch of two rows; PEFT adapts the second only, so one base model serves all adapters.
+They come from one batch; PEFT adapts each row by its own adapter, so one base model serves all of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import html
+import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from medqa_lib.config import EXPERIMENTS, Profile, current_profile
+from medqa_lib.evaluation.facts import FACTS
+from medqa_lib.evaluation.run import SAMPLE_QUESTIONS
 from medqa_lib.model import cache_argument, load_merged, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 from medqa_lib.publish.hub import find_adapters, load_adapters
 from medqa_lib.publish.safety import CRISIS, DISCLAIMER, is_crisis
+from medqa_lib.publish.sources import Sources
 
 MAX_PROMPT_TOKENS, MAX_NEW_TOKENS = 400, 512
 RUNNING = 2  # answers in the making at a time; they take turns token by token
@@ -26,8 +30,8 @@ WAITING = 20  # questions in the queue; the next one is told that the demo is bu
 EMPTY, CUT = "(The model gave no answer.)", " […] (cut off: the longest answer is {} tokens)"
 SHOW_ANSWER = "() => document.getElementById('status').scrollIntoView({behavior: 'smooth'})"
 NO_ADAPTER = "No adapter was found: the untuned model answers alone. Train one (notebook 14)."
-EXAMPLES = ("What is high blood pressure?", "What are the symptoms of iron deficiency anaemia?",
-            "How is malaria diagnosed?", "Can I take antibiotics for a cold?")
+EXAMPLES = [SAMPLE_QUESTIONS[row] for row in (0, 2, 5, 8, 9)]  # as MedQuAD asks, the last as AfriMed-QA does
+UNCHECKED = "Facts that could not be checked"
 
 
 class Engine:
@@ -46,11 +50,15 @@ class Engine:
         if dora := [name for name in adapters if self.model.peft_config[name].use_dora]:
             raise ValueError(f"{dora[0]} uses DoRA, which cannot share a batch with the untuned model.")
         self._lock = threading.Lock()
+        if os.environ.get("SPACES_ZERO_GPU"):  # a Space that borrows a GPU for each answer
+            import spaces  # not before the model is loaded: it claims a GPU that is not there yet
 
-    def stream(self, ids: list[int], adapter: str | None, max_new_tokens: int) -> Iterator[list[tuple]]:
+            self.model.to("cuda")
+            self.stream = spaces.GPU(self.stream)
+
+    def stream(self, ids: list[int], adapters: Sequence[str], max_new_tokens: int) -> Iterator[list[tuple]]:
         """Greedy answers to a prompt's ids, a token longer per step: (text, ended) untuned, then tuned."""
-        eos = self.tokenizer.eos_token_id
-        names = ["__base__", adapter] if adapter else ["__base__"]
+        eos, names = self.tokenizer.eos_token_id, ["__base__", *adapters]
         ids = torch.tensor([ids] * len(names), device=self.model.device)
         answers, cache = [[] for _ in names], None
         for _ in range(max_new_tokens):
@@ -73,25 +81,59 @@ class Engine:
         return output.logits[:, -1].argmax(-1, keepdim=True), output[cache_argument()]
 
 
-def answer_question(engine: Engine, question: str, adapter: str | None, max_new_tokens: float):
-    """Yield what the page shows, step by step: untuned answer, tuned answer, status line as HTML."""
+def answer_question(engine: Engine, question: str, adapter: str | None, max_new_tokens: float,
+                    compare: bool = False, sources: Sources | None = None):
+    """Yield what the page shows, step by step: untuned answer, tuned answer, status line and notes as HTML.
+
+    Args:
+        compare: answer with all adapters; the notes are a table of all answers.
+        sources: finds the training question whose page the notes link to.
+    """
     question = (question or "").strip()
     ids = encode_prompt(engine.tokenizer, question[:10 * MAX_PROMPT_TOKENS])  # more is too long
     if not question:
-        yield "", "", show_status("Please write a question first.")
+        yield "", "", show_status("Please write a question first."), ""
     elif len(ids) > MAX_PROMPT_TOKENS or len(question) > 10 * MAX_PROMPT_TOKENS:
         yield "", "", show_status(f"Your question is too long ({len(question):,} characters, at least "
-                                  f"{len(ids):,} tokens); please shorten it to {MAX_PROMPT_TOKENS} tokens.")
+                                  f"{len(ids):,} tokens); please shorten it to {MAX_PROMPT_TOKENS}."), ""
     elif is_crisis(question):
-        yield "", "", show_status(CRISIS, "alert")
+        yield "", "", show_status(CRISIS, "alert"), ""
     else:
         length, rows = max(1, min(int(max_new_tokens), MAX_NEW_TOKENS)), []
+        names = [adapter] if adapter else []
+        names += [name for name in engine.adapters if compare and name != adapter]
         about = question if len(question) <= 80 else f"{question[:79]}…"
-        for rows in engine.stream(ids, adapter, length):  # half a character is not shown
-            texts = [text.rstrip("\ufffd") for text, _ in rows] + [""]
-            yield texts[0], texts[1], show_status(f"Answering: {about}")
-        texts = [(text or EMPTY) + ("" if ended else CUT.format(length)) for text, ended in rows] + [""]
-        yield texts[0], texts[1], show_status(f"Done: {about}")
+        for rows in engine.stream(ids, names, length):  # half a character is not shown
+            texts = [text.rstrip("\ufffd") for text, _ in rows]
+            yield *[*texts, ""][:2], show_status(f"Answering: {about}"), show_answers(names, texts, compare)
+        texts = [(text or EMPTY) + ("" if ended else CUT.format(length)) for text, ended in rows]
+        source = sources.find(question) if sources else None
+        known = f"{question} {source.text}" if source else question
+        facts = [list_facts(text, known) for text, _ in rows]
+        notes = show_answers(names, texts, compare, facts) + (source.link() if source else "")
+        yield *[*texts, ""][:2], show_status(f"Done: {about}"), notes
+
+
+def list_facts(answer: str, known: str) -> str:
+    """The numbers, genes and modes of inheritance in an answer that `known` does not state, as words."""
+    found = {kind: find(answer) - find(known) for kind, (_, find) in FACTS.items()}
+    words = {kind: sorted(f"{fact:,.10g}" if isinstance(fact, float) else fact for fact in facts)
+             for kind, facts in found.items() if facts}
+    return "; ".join(f"{kind.replace('prevalence', 'number')} {', '.join(facts)}"
+                     for kind, facts in words.items()) or "none found"
+
+
+def show_answers(names: Sequence[str], texts: Sequence[str], compare: bool,
+                 facts: Sequence[str] = ()) -> str:
+    """HTML: a line per answer, with its text if all experiments are compared, and its unchecked facts."""
+    labels = ["untuned", *map(describe_adapter, names)]
+    if not compare:
+        return "".join(f"<p><b>{UNCHECKED}</b>, {html.escape(label)}: {html.escape(text)}.</p>"
+                       for label, text in zip(labels, facts, strict=False))
+    cells = zip(labels, texts, facts or [""] * len(texts), strict=True)
+    rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in cells)
+    return ("<table><caption>All experiments</caption><thead><tr><th>Model</th><th>Answer</th>"
+            f"<th>{UNCHECKED}</th></tr></thead><tbody><tr>{'</tr><tr>'.join(rows)}</tr></tbody></table>")
 
 
 def show_status(text: str, role: str = "status") -> str:
@@ -106,7 +148,7 @@ def describe_adapter(name: str) -> str:
     return name + words.get(policy, f" ({policy})")
 
 
-def build_app(engine: Engine, max_new_tokens: int = 128):
+def build_app(engine: Engine, max_new_tokens: int = 128, sources: Sources | None = None):
     """The page as gradio Blocks. RUNNING questions are answered at a time, WAITING more are queued."""
     import gradio as gr
 
@@ -117,13 +159,15 @@ def build_app(engine: Engine, max_new_tokens: int = 128):
         gr.HTML(f'<p role="note">{DISCLAIMER}</p>', elem_id="disclaimer")
         question = gr.Textbox(label="Your question", lines=2, max_lines=6, placeholder=EXAMPLES[0],
                               info="English, at most about 250 words. It is not stored.")
-        gr.Examples([[example] for example in EXAMPLES], question, label="Examples")
+        gr.Examples([[example] for example in EXAMPLES], question, label="Examples",
+                    example_labels=[example.splitlines()[0] for example in EXAMPLES])
         with gr.Row():
             adapter = gr.Dropdown([(describe_adapter(name), name) for name in adapters], min_width=300,
                                   value=adapters[0] if adapters else None, visible=bool(adapters),
                                   label="Adapter of the tuned answer")
             length = gr.Slider(1, MAX_NEW_TOKENS, value=max_new_tokens, step=1, min_width=300,
                                label="Longest answer, in tokens")
+        compare = gr.Checkbox(label="All experiments in a table (takes longer)", visible=len(adapters) > 1)
         with gr.Row():
             ask = gr.Button("Ask", variant="primary", min_width=120)
             stop = gr.Button("Stop", min_width=120)
@@ -131,17 +175,19 @@ def build_app(engine: Engine, max_new_tokens: int = 128):
         with gr.Row():
             base = gr.Textbox(label="Untuned model", **boxes)
             tuned = gr.Textbox(label="Tuned model", visible=bool(adapters), **boxes)
+        notes = gr.HTML(elem_id="notes")
 
-        def respond(question, adapter, length, session):
+        def respond(question, adapter, length, compare, session):
             session["newest"] = mine = object()  # ends the answer to the question before it
-            for shown in answer_question(engine, question, adapter, length):
+            for shown in answer_question(engine, question, adapter, length, compare, sources):
                 if session["newest"] is not mine:
-                    yield gr.skip(), gr.skip(), gr.skip()
+                    yield [gr.skip()] * 4
                     return
                 yield shown
 
-        running = gr.on([ask.click, question.submit], respond, [question, adapter, length, gr.State({})],
-                        [base, tuned, status], api_name="ask", concurrency_limit=RUNNING,
+        running = gr.on([ask.click, question.submit], respond,
+                        [question, adapter, length, compare, gr.State({})],
+                        [base, tuned, status, notes], api_name="ask", concurrency_limit=RUNNING,
                         trigger_mode="multiple", show_progress="minimal", show_progress_on=base)
         gr.on([ask.click, question.submit], None, js=SHOW_ANSWER)
         stop.click(None, cancels=running).then(lambda: show_status("Stopped."), None, status, queue=False,
@@ -177,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
         profile = current_profile()
         adapters = find_adapters(options.adapter, profile)
         print(f"Loading {profile.model}, adapters: {', '.join(adapters) or 'none (the untuned model alone)'}")
-        app = build_app(Engine(adapters, profile), profile.max_new_tokens)
+        app = build_app(Engine(adapters, profile), sources=Sources.of_home())
     except (ValueError, RuntimeError) as error:
         parser.exit(2, f"{error}\n")
     launch_app(app, options.port)

@@ -204,5 +204,5 @@ def test_write_card_shows_code_that_answers_as_the_demo_does(home, tmp_path):
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     engine = Engine({"exp": adapter}, SMOKE)
-    _, (tuned, _) = list(engine.stream(encode_prompt(engine.tokenizer, SAMPLE_QUESTIONS[0]), "exp", 8))[-1]
+    _, (tuned, _) = list(engine.stream(encode_prompt(engine.tokenizer, SAMPLE_QUESTIONS[0]), ["exp"], 8))[-1]
     assert run.stdout.strip() == tuned

@@ -34,7 +34,7 @@ def engine(adapters):
 
 
 def stream(engine, question, adapter, tokens):
-    return list(engine.stream(encode_prompt(engine.tokenizer, question), adapter, tokens))
+    return list(engine.stream(encode_prompt(engine.tokenizer, question), [adapter], tokens))
 
 
 def last(engine, *request):
@@ -83,14 +83,14 @@ def test_stream_keeps_users_apart_while_they_take_turns(engine):
 
 
 def test_stream_that_is_left_unfinished_blocks_nobody(engine):
-    unfinished = engine.stream(encode_prompt(engine.tokenizer, "What is gout?"), "exp_004", 12)
+    unfinished = engine.stream(encode_prompt(engine.tokenizer, "What is gout?"), ["exp_004"], 12)
     next(unfinished)
     assert stream(engine, "a", "exp_003", 3)
 
 
 def test_engine_without_adapters_answers_with_the_untuned_model_alone():
     alone = demo.Engine({}, SMOKE)
-    base, tuned, _ = last(alone, "What is gout?", None, 4)
+    base, tuned, *_ = last(alone, "What is gout?", None, 4)
     assert base and tuned == ""
     assert demo.NO_ADAPTER in json.dumps(demo.build_app(alone).get_config_file(), default=str)
 
@@ -115,18 +115,18 @@ HOSTILE = [
 
 @pytest.mark.parametrize("question", [*HOSTILE, "漢字 🩺 عربى", "{question} {0} %s \\u0041", "a" * 100])
 def test_answer_question_survives_any_text(engine, question):
-    base, tuned, status = last(engine, question, "exp_004", 3)
+    base, tuned, status, _ = last(engine, question, "exp_004", 3)
     assert base and tuned and "Done" in status
 
 
 @pytest.mark.parametrize(("question", "named"), [("", ""), (None, ""), (" \n", ""), ("a" * 10_000, "10,000"), ("漢" * 900, "900")])
 def test_answer_question_says_why_it_does_not_answer(engine, question, named):
-    ((base, tuned, status),) = demo.answer_question(engine, question, "exp_004", 3)
+    ((base, tuned, status, _),) = demo.answer_question(engine, question, "exp_004", 3)
     assert (base, tuned) == ("", "") and named in status and "role" in status
 
 
 def test_answer_question_answers_a_crisis_with_the_lines_to_call_alone(engine):
-    ((base, tuned, status),) = demo.answer_question(engine, "how many pills do i need to die", "exp_004", 3)
+    ((base, tuned, status, _),) = demo.answer_question(engine, "how many pills do i need to die", "exp_004", 3)
     assert (base, tuned) == ("", "") and "988" in status and 'role="alert"' in status
     assert last(engine, "I have chest pain", "exp_004", 3)[0]  # the notice on the page says: call
 
@@ -142,13 +142,13 @@ def test_answer_question_bounds_the_length(engine, monkeypatch, tokens, most):
 def test_answer_question_shows_no_half_character_before_the_end(engine, monkeypatch):
     steps = [[("caf\ufffd", False)], [("café", False)], [("café\ufffd", True)]]
     monkeypatch.setattr(engine, "stream", lambda *request: iter(steps))
-    shown = [base for base, _, _ in demo.answer_question(engine, "x", None, 3)]
+    shown = [base for base, *_ in demo.answer_question(engine, "x", None, 3)]
     assert shown == ["caf", "café", "café", "café\ufffd"]
 
 
 def test_an_answer_that_ends_at_the_limit_says_so(engine, monkeypatch):
     monkeypatch.setattr(engine, "stream", lambda *request: iter([[("a", True), ("b", False)]]))
-    base, tuned, status = last(engine, "What is gout?", "exp_004", 7)
+    base, tuned, status, _ = last(engine, "What is gout?", "exp_004", 7)
     assert base == "a" and tuned.startswith("b ") and "7" in tuned
     assert "What is gout?" in status  # whose answer it is
 
