@@ -6,6 +6,7 @@ copy, whose wheel overwrites `gguf`; a Llama needs little of what that script ca
 
 from __future__ import annotations
 
+import ctypes
 import json
 from pathlib import Path
 
@@ -76,6 +77,28 @@ def export_gguf(merged: Path, file: Path) -> Path:
                                  context=min(2048, config.max_position_embeddings))
     file.with_name("Modelfile").write_text(modelfile, encoding="utf-8")
     return file
+
+
+def quantize_gguf(file: Path, kind: str = "Q4_K_M") -> Path:
+    """The file of `export_gguf` quantised by llama.cpp itself (`pip install llama-cpp-python`).
+
+    Rows that 256 does not divide get blocks of 32 instead, with more bits: SmolLM2-135M has 576 columns.
+
+    Returns:
+        The new file; the Modelfile beside it names it from now on.
+    Raises:
+        RuntimeError: llama.cpp refused.
+    """
+    import llama_cpp
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    smaller = file.with_name(f"{file.stem.removesuffix('-F16')}-{kind}.gguf")
+    if code := llama_cpp.llama_model_quantize(bytes(file), bytes(smaller), ctypes.byref(settings)):
+        raise RuntimeError(f"llama.cpp could not quantise {file} to {kind} (code {code}).")
+    modelfile = file.with_name("Modelfile")
+    modelfile.write_text(modelfile.read_text("utf-8").replace(file.name, smaller.name), encoding="utf-8")
+    return smaller
 
 
 def interleave_rotary(weight: torch.Tensor, heads: int) -> torch.Tensor:
