@@ -1,13 +1,19 @@
 """The demo's answers are the evaluated model's, users do not mix, any text is survived, and the Space folder is complete."""
 
 import dataclasses
+import html
+import inspect
 import json
+import re
 import shutil
 import socket
+import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from datasets import Dataset
 from smoke_adapters import SMOKE, make_adapter
 
 from medqa_lib.config import LoraSettings
@@ -17,6 +23,7 @@ from medqa_lib.prompts import encode_prompt
 from medqa_lib.publish import demo, space
 from medqa_lib.publish.hub import CONFIG, WEIGHTS, find_adapters, public_name
 from medqa_lib.publish.safety import DISCLAIMER
+from medqa_lib.publish.sources import Sources
 
 QUESTIONS = ["What is gout?", "How is malaria diagnosed?", "Is it? 漢字", "a"]
 
@@ -144,6 +151,32 @@ def test_answer_question_shows_no_half_character_before_the_end(engine, monkeypa
     monkeypatch.setattr(engine, "stream", lambda *request: iter(steps))
     shown = [base for base, *_ in demo.answer_question(engine, "x", None, 3)]
     assert shown == ["caf", "café", "café", "café\ufffd"]
+
+
+def test_all_experiments_answer_in_one_batch_and_each_is_its_own_answer(engine):
+    alone = {name: last(engine, "What is gout?", name, 5)[:2] for name in engine.adapters}
+    base, tuned, _, notes = last(engine, "What is gout?", "exp_004", 5, True)
+    assert (base, tuned) == alone["exp_004"]
+    rows = re.findall("<tr><td>(.*?)</td><td>(.*?)</td>", notes, re.S)
+    assert [name for name, _ in rows] == ["untuned", "exp_004 (labels correct)", "exp_003 (labels shifted twice)"]
+    assert [html.unescape(text) for _, text in rows] == [base, tuned, alone["exp_003"][1]]
+
+
+def test_notes_name_facts_and_the_page_to_read(engine, monkeypatch):
+    monkeypatch.setattr(engine, "stream", lambda *request: iter([[("40 <b>joints", True), ("4 joints, 7 days", True)]]))
+    train = Dataset.from_dict({"question": ["What is gout ?"], "answer": ["It hurts 4 joints."], "focus_area": ["Gout"]})
+    notes = last(engine, "What is gout?", "exp_004", 5, False, Sources(train))[3]
+    assert "untuned: number 40." in notes and "exp_004 (labels correct): number 7." in notes
+    assert "joints" not in notes and "query=Gout" in notes
+
+
+def test_on_zerogpu_the_stream_borrows_a_gpu_after_loading(adapters, monkeypatch):
+    borrowed = []
+    monkeypatch.setenv("SPACES_ZERO_GPU", "1")
+    monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=lambda task: borrowed.append(task) or task))
+    monkeypatch.setattr("torch.nn.Module.to", lambda model, *device: model)
+    engine = demo.Engine(adapters, SMOKE)
+    assert borrowed == [engine.stream] and inspect.isgeneratorfunction(borrowed[0])
 
 
 def test_an_answer_that_ends_at_the_limit_says_so(engine, monkeypatch):

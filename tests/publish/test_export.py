@@ -91,3 +91,15 @@ def test_compare_paths_passes_what_answers_alike_and_needs_nothing_of_the_contro
     ).set_index("path")
     assert table["common_prefix"].tolist() == [1, 0.875, 0.125, 0]
     assert table["passed"].tolist() == [True, True, False, True]
+
+
+def test_quantize_gguf_keeps_names_and_prompt_and_the_modelfile_names_the_new_file(merged, tmp_path):
+    pytest.importorskip("llama_cpp")
+    file = export.export_gguf(merged, tmp_path / "medqa-F16.gguf")
+    smaller = export.quantize_gguf(file)
+    old, new = gguf.GGUFReader(file), gguf.GGUFReader(smaller)
+    assert smaller.name == "medqa-Q4_K_M.gguf" and f"FROM ./{smaller.name}" in (tmp_path / "Modelfile").read_text()
+    assert [tensor.name for tensor in new.tensors] == [tensor.name for tensor in old.tensors]
+    assert {tensor.tensor_type for tensor in new.tensors} != {tensor.tensor_type for tensor in old.tensors}
+    template = "tokenizer.chat_template"
+    assert new.fields[template].contents() == old.fields[template].contents()
