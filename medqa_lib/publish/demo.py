@@ -22,7 +22,7 @@ from medqa_lib.model import cache_argument, load_merged, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 from medqa_lib.publish.hub import find_adapters, load_adapters
 from medqa_lib.publish.safety import CRISIS, DISCLAIMER, is_crisis
-from medqa_lib.publish.sources import Sources
+from medqa_lib.publish.sources import find_source, read_diseases
 
 MAX_PROMPT_TOKENS, MAX_NEW_TOKENS = 400, 512
 RUNNING = 2  # answers in the making at a time; they take turns token by token
@@ -82,12 +82,12 @@ class Engine:
 
 
 def answer_question(engine: Engine, question: str, adapter: str | None, max_new_tokens: float,
-                    compare: bool = False, sources: Sources | None = None):
+                    compare: bool = False, diseases: dict[str, str] | None = None):
     """Yield what the page shows, step by step: untuned answer, tuned answer, status line and notes as HTML.
 
     Args:
         compare: answer with all adapters; the notes are a table of all answers.
-        sources: finds the training question whose page the notes link to.
+        diseases: disease -> training answers, of `read_diseases`; the notes link to the one asked about.
     """
     question = (question or "").strip()
     ids = encode_prompt(engine.tokenizer, question[:10 * MAX_PROMPT_TOKENS])  # more is too long
@@ -107,7 +107,7 @@ def answer_question(engine: Engine, question: str, adapter: str | None, max_new_
             texts = [text.rstrip("\ufffd") for text, _ in rows]
             yield *[*texts, ""][:2], show_status(f"Answering: {about}"), show_answers(names, texts, compare)
         texts = [(text or EMPTY) + ("" if ended else CUT.format(length)) for text, ended in rows]
-        source = sources.find(question) if sources else None
+        source = find_source(question, diseases or {})
         known = f"{question} {source.text}" if source else question
         facts = [list_facts(text, known) for text, _ in rows]
         notes = show_answers(names, texts, compare, facts) + (source.link() if source else "")
@@ -148,11 +148,11 @@ def describe_adapter(name: str) -> str:
     return name + words.get(policy, f" ({policy})")
 
 
-def build_app(engine: Engine, max_new_tokens: int = 128, sources: Sources | None = None):
+def build_app(engine: Engine, max_new_tokens: int = 128):
     """The page as gradio Blocks. RUNNING questions are answered at a time, WAITING more are queued."""
     import gradio as gr
 
-    adapters = engine.adapters
+    adapters, diseases = engine.adapters, read_diseases()
     boxes = {"lines": 4, "max_lines": 1000, "interactive": False, "min_width": 300}  # only the page scrolls
     with gr.Blocks(title="medqa: untuned and tuned answers", analytics_enabled=False) as app:
         gr.Markdown("# Medical questions: a small model before and after fine-tuning")
@@ -161,13 +161,13 @@ def build_app(engine: Engine, max_new_tokens: int = 128, sources: Sources | None
                               info="English, at most about 250 words. It is not stored.")
         gr.Examples([[example] for example in EXAMPLES], question, label="Examples",
                     example_labels=[example.splitlines()[0] for example in EXAMPLES])
+        adapter = gr.Radio([(describe_adapter(name), name) for name in adapters], visible=bool(adapters),
+                           value=adapters[0] if adapters else None, label="Adapter of the tuned answer")
         with gr.Row():
-            adapter = gr.Dropdown([(describe_adapter(name), name) for name in adapters], min_width=300,
-                                  value=adapters[0] if adapters else None, visible=bool(adapters),
-                                  label="Adapter of the tuned answer")
+            compare = gr.Checkbox(label="All experiments in a table (takes longer)", min_width=300,
+                                  visible=len(adapters) > 1)
             length = gr.Slider(1, MAX_NEW_TOKENS, value=max_new_tokens, step=1, min_width=300,
                                label="Longest answer, in tokens")
-        compare = gr.Checkbox(label="All experiments in a table (takes longer)", visible=len(adapters) > 1)
         with gr.Row():
             ask = gr.Button("Ask", variant="primary", min_width=120)
             stop = gr.Button("Stop", min_width=120)
@@ -179,7 +179,7 @@ def build_app(engine: Engine, max_new_tokens: int = 128, sources: Sources | None
 
         def respond(question, adapter, length, compare, session):
             session["newest"] = mine = object()  # ends the answer to the question before it
-            for shown in answer_question(engine, question, adapter, length, compare, sources):
+            for shown in answer_question(engine, question, adapter, length, compare, diseases):
                 if session["newest"] is not mine:
                     yield [gr.skip()] * 4
                     return
@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
         profile = current_profile()
         adapters = find_adapters(options.adapter, profile)
         print(f"Loading {profile.model}, adapters: {', '.join(adapters) or 'none (the untuned model alone)'}")
-        app = build_app(Engine(adapters, profile), sources=Sources.of_home())
+        app = build_app(Engine(adapters, profile))
     except (ValueError, RuntimeError) as error:
         parser.exit(2, f"{error}\n")
     launch_app(app, options.port)

@@ -97,6 +97,7 @@ def test_both_answers_stream_in(page):
     final = answers(page)
     assert all(final) and final[0] != final[1]
     assert len({base for base, _ in seen}) > 2 and len({tuned for _, tuned in seen}) > 2
+    assert page.locator("#notes p").count() == 2  # facts that could not be checked, of each
     take_screenshot(page, "answers")
 
 
@@ -167,14 +168,37 @@ def test_another_adapter_changes_the_tuned_answer_only(page):
     ask(page, "What is gout?")
     expect_status(page, "Done")
     first = answers(page)
-    page.get_by_label("Adapter of the tuned answer").click()
-    page.get_by_role("option").filter(has_text="exp_003").click()
+    page.get_by_role("radio", name="exp_003").check()
     ask(page, "")
     expect_status(page, "Please write")
     ask(page, "What is gout?")
     expect_status(page, "Done")
     base, tuned = answers(page)
     assert base == first[0] and tuned != first[1]
+
+
+def test_all_experiments_stream_into_a_table_by_keyboard_alone(page):
+    def tab_to(element):
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if element.evaluate("e => e === document.activeElement"):
+                return
+        raise AssertionError("Tab does not reach it")
+
+    page.get_by_label("number input for Longest answer").fill("12")
+    page.locator("body").click(position={"x": 1, "y": 1})
+    tab_to(page.get_by_label("Your question"))
+    page.keyboard.type("What is gout?")
+    tab_to(page.get_by_label("All experiments"))
+    page.keyboard.press("Space")
+    tab_to(page.get_by_role("button", name="Ask"))
+    page.keyboard.press("Enter")
+    expect_status(page, "Done")
+    cells = page.locator("#notes tbody tr").all_inner_texts()
+    assert cells[0].startswith("untuned") and any("exp_003" in row for row in cells) and len(cells) >= 3
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert all(answers(page))
+    take_screenshot(page, "all")
 
 
 @pytest.mark.parametrize(

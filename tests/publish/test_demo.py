@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from datasets import Dataset
 from smoke_adapters import SMOKE, make_adapter
 
 from medqa_lib.config import LoraSettings
@@ -23,7 +22,6 @@ from medqa_lib.prompts import encode_prompt
 from medqa_lib.publish import demo, space
 from medqa_lib.publish.hub import CONFIG, WEIGHTS, find_adapters, public_name
 from medqa_lib.publish.safety import DISCLAIMER
-from medqa_lib.publish.sources import Sources
 
 QUESTIONS = ["What is gout?", "How is malaria diagnosed?", "Is it? 漢字", "a"]
 
@@ -164,8 +162,7 @@ def test_all_experiments_answer_in_one_batch_and_each_is_its_own_answer(engine):
 
 def test_notes_name_facts_and_the_page_to_read(engine, monkeypatch):
     monkeypatch.setattr(engine, "stream", lambda *request: iter([[("40 <b>joints", True), ("4 joints, 7 days", True)]]))
-    train = Dataset.from_dict({"question": ["What is gout ?"], "answer": ["It hurts 4 joints."], "focus_area": ["Gout"]})
-    notes = last(engine, "What is gout?", "exp_004", 5, False, Sources(train))[3]
+    notes = last(engine, "What is gout?", "exp_004", 5, False, {"Gout": "It hurts 4 joints."})[3]
     assert "untuned: number 40." in notes and "exp_004 (labels correct): number 7." in notes
     assert "joints" not in notes and "query=Gout" in notes
 
@@ -174,7 +171,7 @@ def test_on_zerogpu_the_stream_borrows_a_gpu_after_loading(adapters, monkeypatch
     borrowed = []
     monkeypatch.setenv("SPACES_ZERO_GPU", "1")
     monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=lambda task: borrowed.append(task) or task))
-    monkeypatch.setattr("torch.nn.Module.to", lambda model, *device: model)
+    monkeypatch.setattr("torch.nn.Module.to", lambda model, *_, **__: model)
     engine = demo.Engine(adapters, SMOKE)
     assert borrowed == [engine.stream] and inspect.isgeneratorfunction(borrowed[0])
 
@@ -202,7 +199,7 @@ def test_build_app_bounds_its_queue_and_says_which_labels_an_adapter_learned(eng
 def test_build_app_starts_with_the_preferred_adapter(adapters):
     found = find_adapters(adapters["exp_003"].parent)
     blocks = demo.build_app(demo.Engine(found, SMOKE)).blocks.values()
-    assert [block.value for block in blocks if block.__class__.__name__ == "Dropdown"] == ["exp_004"]
+    assert [block.value for block in blocks if block.__class__.__name__ == "Radio"] == ["exp_004"]
 
 
 def test_launch_app_makes_no_public_link(monkeypatch):

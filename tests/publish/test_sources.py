@@ -1,34 +1,33 @@
-"""The page to read after an answer: of the nearest training question that names a disease, or none."""
+"""The page to read after an answer: on the disease that the question names, if training rows are about it."""
 
 from datasets import Dataset, DatasetDict
 
 from medqa_lib.data import save_splits
-from medqa_lib.publish import demo
-from medqa_lib.publish.sources import Sources
+from medqa_lib.publish import demo, sources
 
 TRAIN = Dataset.from_dict({
-    "question": ["What are the symptoms of gout ?", "What causes Marfan <syndrome> & co ?", "Which drug?\nA. x\nB. y"],
-    "answer": ["Gout hurts 4 joints.", "Mutations in the FBN1 gene.", "x"],
-    "focus_area": ["Gout", "Marfan <syndrome> & co", ""],
+    "question": ["What are the symptoms of gout ?", "What is gout ?", "What causes it ?", "Which drug?\nA. x\nB. y"],
+    "answer": ["It hurts 4 joints.", "An illness.", "A gene.", "x"],
+    "focus_area": ["Gout", "Gout", "Marfan & <co>", ""],
 })  # fmt: skip
 
 
-def test_find_gives_the_disease_of_the_nearest_question_and_none_if_it_is_far():
-    sources = Sources(TRAIN)
-    assert sources.find("what are symptoms of gout").title == "Gout"
-    assert sources.find("Which drug?") is None  # names no disease
-    assert sources.find("How do I bake bread?") is None
-    link = sources.find("What causes Marfan syndrome?").link()
-    assert "query=Marfan+%3Csyndrome%3E+%26+co" in link and "Marfan &lt;syndrome&gt; &amp; co" in link
+def test_find_source_gives_the_longest_name_that_the_question_says():
+    diseases = {"Anemia": "a", "iron deficiency anemia": "b", "Marfan & <co>": "c"}
+    assert sources.find_source("Is Iron Deficiency Anemia common?", diseases).text == "b"
+    assert sources.find_source("Is it anemia, pernicious?", diseases).title == "Anemia"
+    assert sources.find_source("How are anemias treated?", diseases) is None
+    link = sources.find_source("what is marfan & <co>?", diseases).link()
+    assert "query=Marfan+%26+%3Cco%3E" in link and "Marfan &amp; &lt;co&gt;" in link
 
 
-def test_of_home_reads_splits_of_real_data_alone(tmp_path, monkeypatch):
+def test_read_diseases_reads_splits_of_real_data_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDQA_HOME", str(tmp_path))
-    assert Sources.of_home() is None
-    splits = DatasetDict(train=TRAIN)
+    assert sources.read_diseases() == {}
     for name, origin in (("a", "kaggle.com/x"), ("b", "bundled sample")):
-        save_splits(splits, tmp_path / "data" / name / "group", {"sources": {"medquad": {"origin": origin}}})
-    assert len(Sources.of_home().rows) == 2
+        about = {"sources": {"medquad": {"origin": origin}}}
+        save_splits(DatasetDict(train=TRAIN), tmp_path / "data" / name / "group", about)
+    assert sources.read_diseases() == {"Gout": "It hurts 4 joints.\nAn illness.", "Marfan & <co>": "A gene."}
 
 
 def test_list_facts_leaves_out_what_the_source_states():
