@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medqa_lib.config import home_dir
 from medqa_lib.data import leakage_report, load_splits
+from medqa_lib.data.sources import AFRIMEDQA_HUB
 from medqa_lib.evaluation.baselines import BASELINES
 from medqa_lib.evaluation.results import RunResult, load_run
 from medqa_lib.evaluation.run import SAMPLE_QUESTIONS
@@ -26,9 +27,8 @@ def write_card(run: RunResult, base: RunResult, repository: str, base_model: str
         base: the untuned model's run on the same test questions.
         repository: where it will be published, "owner/name".
         base_model: the base model's Hub name.
-        home: where the run's splits are kept, by default `config.home_dir()`.
-    Raises:
-        FileNotFoundError: the splits that the run names by their hashes are not there.
+        home: where the run's splits are kept, by default `config.home_dir()`. Without them the card says
+            neither how many rows there were nor what leaks.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -39,10 +39,10 @@ def write_card(run: RunResult, base: RunResult, repository: str, base_model: str
         base_model=base_model, license="cc-by-nc-sa-4.0", language="en", library_name="peft",
         model_name=run.name, pipeline_tag="text-generation", tags=["lora", "medical", "question-answering"],
         widget=[{"text": format_prompt(text), "example_title": text} for text in SAMPLE_QUESTIONS[:3]],
-        eval_results=[EvalResult(task_type="text-generation", dataset_type="medqa", metric_type=row.metric,
-                                 dataset_name="MedQuAD and AfriMed-QA, held-out questions",
-                                 metric_name=METRICS[row.metric], metric_value=round(row.tuned, 4))
-                      for row in results])
+        eval_results=[*(EvalResult(task_type="text-generation", dataset_type="medqa", metric_type=row.metric,
+                                   dataset_name="MedQuAD and AfriMed-QA, held-out questions",
+                                   metric_name=METRICS[row.metric], metric_value=round(row.tuned, 4))
+                        for row in results), *describe_choices(run, EvalResult)])
     lines = {text: run.folder.parent / name for name, text in BASELINES.items()
              if name != "baseline_random_option"}  # that has no text scores of free questions
     return str(ModelCard.from_template(
@@ -50,15 +50,22 @@ def write_card(run: RunResult, base: RunResult, repository: str, base_model: str
         repository=repository, recipe=run.config["identity"]["experiment"], results=results,
         answers=dict(zip(run.samples["question"], run.samples["answer"], strict=True)),
         baselines={text: load_run(line).metrics for text, line in lines.items() if line.exists()},
-        leakage=list(leakage_report(load_splits(data)).itertuples()), question=SAMPLE_QUESTIONS[0],
-        multiple_choice=SAMPLE_QUESTIONS[-1],
-        data=json.loads((data / "manifest.json").read_text(encoding="utf-8"))))
+        question=SAMPLE_QUESTIONS[0], multiple_choice=SAMPLE_QUESTIONS[-1],
+        leakage=list(leakage_report(load_splits(data)).itertuples()) if data else [],
+        data=json.loads((data / "manifest.json").read_text(encoding="utf-8")) if data else None))
 
 
-def find_data(run: RunResult, home: Path) -> Path:
-    """Folder of the splits whose hashes the run has noted."""
-    for manifest in (home / "data").glob("*/*/manifest.json"):
-        if json.loads(manifest.read_text(encoding="utf-8"))["sha256"] == run.config["identity"]["data"]:
-            return manifest.parent
-    raise FileNotFoundError(f"No splits under {home / 'data'} have the hashes that run {run.name} has noted. "
-                            "Set MEDQA_HOME to that run's folder, or make them again: prepare_splits().")
+def describe_choices(run: RunResult, result) -> list:
+    """The accuracy on held-out AfriMed-QA questions with options as a `result`, if there were some."""
+    if not (asked := run.metrics.get("mcq_questions")):
+        return []
+    return [result(task_type="question-answering", dataset_type=AFRIMEDQA_HUB, metric_type="accuracy",
+                   dataset_name=f"AfriMed-QA, {asked} held-out questions, options by likelihood",
+                   metric_name="accuracy (%)", metric_value=round(100 * run.metrics["mcq_accuracy"], 1))]
+
+
+def find_data(run: RunResult, home: Path) -> Path | None:
+    """Folder of the splits whose hashes the run has noted, if it is there."""
+    manifests = (home / "data").glob("*/*/manifest.json")
+    return next((path.parent for path in manifests if json.loads(path.read_text(encoding="utf-8"))["sha256"]
+                 == run.config["identity"]["data"]), None)

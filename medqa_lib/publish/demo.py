@@ -163,11 +163,8 @@ def build_app(engine: Engine, max_new_tokens: int = 128):
                     example_labels=[example.splitlines()[0] for example in EXAMPLES])
         adapter = gr.Radio([(describe_adapter(name), name) for name in adapters], visible=bool(adapters),
                            value=adapters[0] if adapters else None, label="Adapter of the tuned answer")
-        with gr.Row():
-            compare = gr.Checkbox(label="All experiments in a table (takes longer)", min_width=300,
-                                  visible=len(adapters) > 1)
-            length = gr.Slider(1, MAX_NEW_TOKENS, value=max_new_tokens, step=1, min_width=300,
-                               label="Longest answer, in tokens")
+        compare = gr.Checkbox(label="All experiments in a table (takes longer)", visible=len(adapters) > 1)
+        length = gr.Slider(1, MAX_NEW_TOKENS, value=max_new_tokens, step=1, label="Longest answer, in tokens")
         with gr.Row():
             ask = gr.Button("Ask", variant="primary", min_width=120)
             stop = gr.Button("Stop", min_width=120)

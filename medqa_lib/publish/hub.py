@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from medqa_lib.config import MODELS, Profile, current_profile, home_dir
 from medqa_lib.prompts import TEMPLATE
 from medqa_lib.reasons import hub_reason, try_again
 
 CONFIG, WEIGHTS, PARITY = "adapter_config.json", "adapter_model.safetensors", "parity.csv"
-PUBLISHED = [CONFIG, WEIGHTS, PARITY, "README.md", "tokenizer.json", "tokenizer_config.json", "*.jinja"]
+PUBLISHED = [CONFIG, WEIGHTS, PARITY, "README.md", "tokenizer.json", "tokenizer_config.json", "*.jinja",
+             ".eval_results/*.yaml"]
 STUDY = Path(__file__).parents[2] / "assets" / "adapters"
 PREFERRED = ("exp_005", "exp_004")  # exp_001 to 003 learned labels that are shifted twice, to show the bug
 # What others know a model by that this project does not take from the Hub.
@@ -131,7 +133,11 @@ def copy_adapter(source: Path, folder: Path, base_model: str) -> None:
 
 
 def save_local(adapter_dir: Path, folder: Path, card: str, parity: pd.DataFrame, base_model: str) -> Path:
-    """The folder that `push` uploads: adapter, tokenizer with our chat template, card, parity table."""
+    """The folder that `push` uploads: adapter, tokenizer with our chat template, card, parity table.
+
+    Results on data sets of the Hub go into `.eval_results` too, from which the Hub fills its leader boards.
+    """
+    from huggingface_hub import EvalResultEntry, ModelCard, eval_result_entries_to_yaml
     from transformers import AutoTokenizer
 
     copy_adapter(adapter_dir, folder, base_model)
@@ -140,6 +146,12 @@ def save_local(adapter_dir: Path, folder: Path, card: str, parity: pd.DataFrame,
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     parity.to_csv(folder / PARITY, index=False)
+    entries = [EvalResultEntry(result.dataset_type, "mcq", result.metric_value, notes=result.dataset_name)
+               for result in ModelCard(card).data.eval_results or [] if "/" in result.dataset_type]
+    if entries:
+        (folder / ".eval_results").mkdir(exist_ok=True)
+        text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+        (folder / ".eval_results" / "afrimedqa.yaml").write_text(text, encoding="utf-8")
     return folder
 
 

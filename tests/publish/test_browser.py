@@ -198,6 +198,8 @@ def test_all_experiments_stream_into_a_table_by_keyboard_alone(page):
     assert cells[0].startswith("untuned") and any("exp_003" in row for row in cells) and len(cells) >= 3
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert all(answers(page))
+    label = page.get_by_text("All experiments in a table")
+    assert label.evaluate("e => e.getBoundingClientRect().width > 150")  # beside a slider a phone cut it off
     take_screenshot(page, "all")
 
 

@@ -6,8 +6,9 @@ import sys
 
 import pandas as pd
 import pytest
+import yaml
 from datasets import Dataset, DatasetDict
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from smoke_adapters import SMOKE, make_adapter
 
 from medqa_lib.config import POLICIES, get_experiment
@@ -181,11 +182,24 @@ def test_write_card_knows_every_policy_and_warns_of_the_bug(home, policy):
     assert f"`{policy}`" in card and ("Do not use it" in card) == (policy == "preshifted")
 
 
-def test_write_card_refuses_a_run_whose_splits_are_not_there(home):
+def test_write_card_without_the_runs_splits_says_so_and_nothing_of_leakage(home):
     config = load_runs(home / "results")["exp_004"].config
-    config["identity"]["data"]["train"] = "0" * 64
-    with pytest.raises(FileNotFoundError, match="exp_004"):
-        make_card(home, config=config)
+    config["identity"]["data"]["test"] = "0" * 64
+    card = make_card(home, config=config)
+    assert "## Leakage" not in card and "0" * 16 in card and "## Limits" in card and "[AfriMed-QA]" in card
+
+
+def test_multiple_choice_goes_into_model_index_and_eval_results(home, tmp_path):
+    runs = load_runs(home / "results")
+    known = {"mcq_questions": 40, "mcq_accuracy": 0.25, "mcq_chance": 0.2}
+    base = dataclasses.replace(runs["base"], metrics=runs["base"].metrics | known)
+    run = dataclasses.replace(runs["exp_004"], metrics=runs["exp_004"].metrics | known)
+    text = write_card(run, base, "someone/medqa", "owner/Base", home)
+    found = {result.dataset_type: result.metric_value for result in ModelCard(text).data.eval_results}
+    assert found["intronhealth/afrimedqa_v2"] == 25
+    folder = hub.save_local(make_adapter(tmp_path / "a"), tmp_path / "b", text, pd.DataFrame(), "owner/Base")
+    (entry,) = parse_eval_result_entries(yaml.safe_load((folder / ".eval_results" / "afrimedqa.yaml").read_text()))
+    assert (entry.dataset_id, entry.value) == ("intronhealth/afrimedqa_v2", 25) and "40" in entry.notes
 
 
 @pytest.mark.slow
