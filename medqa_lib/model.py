@@ -161,9 +161,10 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 42) -> 
     ends = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     lacking = [name for name in targets if name.rpartition(".")[2] not in ends]
     if lacking and targets != "all-linear":
-        usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+        usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, [])
         raise ValueError(f"{type(model).__name__} has no layers {', '.join(lacking)} for LoRA. PEFT takes "
-                         f"LoraSettings(target_modules={usual or ['all-linear']}), or all: ['all-linear'].")
+                         f"LoraSettings(target_modules={usual or ['all-linear']})"
+                         + (", or all: ['all-linear']." if usual else "."))
     fields = asdict(settings) | {"target_modules": targets}
     revision = getattr(model.config, "_commit_hash", None)  # the Hub's, if the model came from there
     torch.manual_seed(seed)

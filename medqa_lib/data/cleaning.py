@@ -29,6 +29,9 @@ _TOPIC = re.compile(r"(?:concerning|regarding|about|on|with regards? to|as regar
                     r"|(?=(?:\S+\s*){1,4}$)", re.IGNORECASE)
 _ASKS = re.compile(r"\?|\.\.|_|\b(?:wh\w+|how|except|not|true|false|\w*correct|wrong|best|most|least|is|are"
                    r"|was|has|can|may|by|from|includes?|\w+ed|\w+ing|causes?|refers?)\b", re.IGNORECASE)
+_SPECIES = re.compile(r"[A-J]\.\s?(?:albicans|anthracis|auris|baumannii|botulinum|burgdorferi|cereus|coli"
+                      r"|difficile|diphtheriae|duodenale|faecalis|faecium|fragilis|fumigatus|histolytica"
+                      r"|influenzae|jejuni|lamblia|pertussis|perfringens|pylori|tetani|trachomatis)\b")
 _GLUED = re.compile(r"(?>.*?\bA\s?[.)])(?>.*?B\s?[.)]).*?C\s?[.)]")
 _PROMPT_MARKER = re.compile(r"#{2,}[ \t]*(?:Instruction|Response)[ \t]*:", re.IGNORECASE)
 # Logic puzzles and genealogy in AfriMed-QA.
@@ -99,14 +102,15 @@ def clean_texts(row: Row) -> Row:
 def tidy_options(row: Row) -> Row:
     """Options without stray punctuation and, if all but one at most carry their letter, without letters.
 
-    A wrong letter goes too, unless it begins a species' name, as in "a. Measles", "b. Mumps", "E. coli".
+    A wrong letter goes too. One that begins a species' name stays: "a. Measles", "b. Mumps", "C. difficile".
     """
     options = [re.sub(r"^[.;,:)\s]+(?=\S)", "", option).rstrip(";, ") for option in row.options]
     found = [re.match(r"\(?([A-Ja-j])\s*[.)]\s*(?=\S)", option) for option in options]
     in_place = [bool(match) and match[1].upper() == LETTERS[place] for place, match in enumerate(found)]
     if sum(in_place) >= max(2, len(options) - 1):
         for place, match in enumerate(found):
-            if match and (in_place[place] or not re.match(r"[A-J]\.\s?[a-z]", options[place])):
+            names = _SPECIES if in_place[place] else re.compile(r"[A-J]\.\s?[a-z]")
+            if match and not names.match(options[place]):
                 options[place] = options[place][match.end():]
     return row._replace(options=tuple(options))
 

@@ -7,6 +7,9 @@ import csv
 import gzip
 import io
 import json
+import math
+import re
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -15,9 +18,17 @@ from charset_normalizer import from_bytes
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx", ".xls", ".gz")
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
         codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # UTF-32 begins as UTF-16 does
-CODE_PAGES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp874", "koi8_r",
-              "gb18030", "big5", "cp932", "cp949"]  # what Excel writes as "CSV", by country
-WESTERN = set("àáâãäåæçèéêëìíîïñòóôõöøœßúùûüÿ¡¿«»°·±µ½€£§‘’“”„–—…\u00a0")
+# What Excel writes as "CSV", by country: pages of Latin letters with their languages' letters, then others.
+WESTERN = ("äöüß", "àâæçéèêëîïôœùûüÿ", "áéíóúüñ", "àáâãçéêíóôõúü", "àèéìíîòóùú", "åäöæøé", "äëïöüéèó",
+           "áðéíóúýþæö")
+CENTRAL = ("ąćęłńóśźż", "áčďéěíňóřšťúůýž", "áäčďéíĺľňóôŕšťúýž", "áéíóöőúüű", "ăâîşţ", "čćđšž")
+BALTIC = ("ąčęėįšųūž", "āčēģīķļņšūž", "äöõüšž")
+LATIN_PAGES = {"cp1252": WESTERN, "cp1250": CENTRAL, "iso8859_2": CENTRAL, "cp1254": ("çğıi̇öşü",),
+               "cp1257": BALTIC, "mac_roman": WESTERN}
+OTHER_PAGES = ["cp1251", "cp1253", "cp1255", "cp1256", "cp874", "koi8_r", "gb18030", "big5", "cp932", "cp949"]
+MISFIT = 100  # nats of a letter of another language, of a capital or a sign inside a word
+_LETTER = re.compile("[a-z]?[^\\x00-\\x7f¡¿«»°·±µ½€£§‘’“”„–—…\u00a0]|[A-Za-z][¡¿«»°±§][A-Za-z]")
+_GLUED = re.compile("[a-z][^\\x00-\\x7f][a-z]")
 AS_UTF8 = "save it as UTF-8 (in Excel: CSV UTF-8), or read it with pandas and pass the DataFrame"
 
 
@@ -59,7 +70,7 @@ def parse_table(content: bytes) -> pd.DataFrame:
 
 
 def decode(content: bytes) -> str:
-    """Text in UTF-8, UTF-16, UTF-32 or, if only one of CODE_PAGES fits, in that, which is then printed."""
+    """Text in UTF-8, UTF-16, UTF-32 or in the code page that fits best, which is then printed."""
     for bom, encoding in BOMS.items():
         if content.startswith(bom):
             return content.decode(encoding)
@@ -75,15 +86,32 @@ def decode(content: bytes) -> str:
     line = text.count("\n", 0, text.index("\ufffd")) + 1
     if 2 * odd.count("\ufffd") < len(odd):
         raise ValueError(f"it is UTF-8 but damaged in line {line}: export it again.")
-    found = [one for one in from_bytes(content, cp_isolation=CODE_PAGES) if one.chaos < 0.05]
-    best = [one for one in found if (one.chaos, one.coherence) == (found[0].chaos, found[0].coherence)]
-    if len(best) > 1:  # western pages differ in few letters
-        best = [one for one in best if "cp1252" in one.could_be_from_charset
-                and all(letter.isascii() or letter.lower() in WESTERN for letter in str(one))]
-    if not best:
-        raise ValueError(f"line {line} is not UTF-8, and its encoding cannot be told: {AS_UTF8}.")
-    print(f"The file is not UTF-8; read as {best[0].encoding}. If letters look wrong, {AS_UTF8}.")
-    return str(best[0])
+    surprise = {page: least_surprise(content, page) for page in LATIN_PAGES}
+    page = min(surprise, key=surprise.get)
+    if surprise[page] > 0.05 * MISFIT * len(odd):
+        found = from_bytes(content, cp_isolation=OTHER_PAGES)
+        found = [one for one in found if one.chaos < 0.05 and not _GLUED.search(str(one))]
+        if not found:
+            raise ValueError(f"line {line} is not UTF-8, and its encoding cannot be told: {AS_UTF8}.")
+        page = found[0].encoding
+    print(f"The file is not UTF-8; read as {page}. If letters look wrong, {AS_UTF8}.")
+    return content.decode(page)
+
+
+def least_surprise(content: bytes, page: str) -> float:
+    """How little the file, read as this page, fits the language of the page that it fits best.
+
+    In nats, as if a language used its letters equally often: so nine letters that are all Hungarian's are
+    Hungarian, although Portuguese has them among its thirteen.
+    """
+    try:
+        text = content.decode(page)
+    except UnicodeDecodeError:
+        return math.inf
+    letters = Counter("?" if pair[1:].isupper() else pair[-1].lower() for pair in _LETTER.findall(text))
+    fits = (sum(count * (math.log(len(alphabet)) if letter in alphabet else MISFIT)
+                for letter, count in letters.items()) for alphabet in LATIN_PAGES[page])
+    return min(fits) - 7 * (page == "cp1252")  # the commonest by far
 
 
 def parse_json(text: str) -> pd.DataFrame:

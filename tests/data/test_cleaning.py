@@ -229,6 +229,9 @@ def make_mcq(*options, correct=(0,)) -> Row:
         ((". Shigella;", "b) Cholera", "C)Rotavirus"), ("Shigella", "Cholera", "Rotavirus")),
         (("a.\tOne", "Two", "c. Three"), ("One", "Two", "Three")),
         (("a. One", "b. Two", "b. Three"), ("One", "Two", "Three")),
+        (("a. Shigella", "b. Rotavirus", "C. difficile"), ("Shigella", "Rotavirus", "C. difficile")),
+        (("A. baumannii", "B. cereus", "C. difficile"), ("A. baumannii", "B. cereus", "C. difficile")),
+        (("A. Mumps", "B. none", "C. C. difficile"), ("Mumps", "none", "C. difficile")),
         (("a. Shigella", "b. Rotavirus", "E. coli"), ("Shigella", "Rotavirus", "E. coli")),
         (
             ("E.coli", "E.histolytica", "C. difficile", "none"),

@@ -134,6 +134,9 @@ ENGLISH = ("What is disease {i}?", "Disease {i} has sign {i}; rest, and drink wa
 GERMAN = ("Was hilft gegen Übelkeit {i}?", "Viel trinken, ruhen und süße Säfte {i} Tage lang meiden.")
 FRENCH = ("Qu'est-ce que la fièvre {i} ?", "Une température élevée du corps, à traiter par {i} mesures.")
 POLISH = ("Co to jest żółtaczka typu {i}?", "Jest to zażółcenie skóry i błon śluzowych, które trwa {i} dni.")
+HUNGARIAN = ("Mi a betegség {i}?", "Az orvos gyógyszert ír fel {i} napra, ha erős a fájdalom.")  # no letter but ő is not Portuguese
+TURKISH = ("Hastalık {i} nedir?", "Ağrı yapan {i} günlük bir hastalıktır.")
+LATVIAN = ("Kas ir slimība {i}?", "Slimībai vajag atpūtu {i} dienas, ārsts izraksta zāles.")
 RUSSIAN = ("Что такое болезнь {i}?", "Это болезнь, которую лечат покоем {i} дней.")
 GREEK = ("Τι είναι η ασθένεια {i};", "Είναι μια ασθένεια που χρειάζεται ανάπαυση για {i} ημέρες.")
 ARABIC = ("ما هو المرض رقم {i}؟", "هو مرض يحتاج إلى الراحة والماء لمدة {i} أيام.")
@@ -151,6 +154,10 @@ SETS = {
     "English, commas in a header of semicolons": (ENGLISH, ("Question, in English", "Answer"), as_csv(sep=";")),
     "German, Excel": (GERMAN, ("Frage", "Antwort"), as_csv("cp1252", before="sep=;\r\n", sep=";")),
     "French, Latin-1": (FRENCH, ("Question", "Réponse"), as_csv("latin-1", sep=";")),
+    "Hungarian, CP1250": (HUNGARIAN, ("kérdés", "válasz"), as_csv("cp1250", sep=";")),
+    "Turkish, CP1254": (TURKISH, ("soru", "cevap"), as_csv("cp1254", sep=";")),
+    "Latvian, CP1257": (LATVIAN, ("question", "answer"), as_csv("cp1257", sep=";")),
+    "French, Macintosh": (FRENCH, ("Question", "Answer"), as_csv("mac_roman", sep=";")),
     "Polish, CP1250": (POLISH, ("pytanie", "odpowiedz"), as_csv("cp1250", sep=";")),
     "Russian, UTF-16 with a mark": (RUSSIAN, ("Query", "Response"), as_csv("utf-16", sep="\t")),
     "Russian, KOI8": (RUSSIAN, ("query", "response"), as_csv("koi8_r")),
@@ -173,7 +180,7 @@ SETS = {
 
 @pytest.mark.parametrize("ending", [".csv", ".dat"])  # the content decides, not the name
 @pytest.mark.parametrize("name", SETS)
-def test_pairs_from_reads_twenty_sets_to_the_letter(tmp_path, capsys, name, ending):
+def test_pairs_from_reads_each_set_to_the_letter(tmp_path, capsys, name, ending):
     (question, answer), names, pack = SETS[name]
     frame = rows_of(question, answer, names)
     (tmp_path / f"rows{ending}").write_bytes(pack(frame))
@@ -201,12 +208,8 @@ def test_pairs_from_says_which_package_a_workbook_needs(tmp_path, monkeypatch):
         pairs_from(tmp_path / "faq.csv")
 
 
-@pytest.mark.parametrize(
-    ("encoding", "text"),
-    [("cp1254", ("Hastalık {i} nedir?", "Ağrı yapan {i} günlük bir hastalıktır.")), ("mac_roman", FRENCH)],
-)
-def test_pairs_from_guesses_no_encoding_that_cannot_be_told(tmp_path, encoding, text):
-    (tmp_path / "rows.csv").write_bytes(as_csv(encoding)(rows_of(*text)))
+def test_pairs_from_guesses_no_encoding_that_cannot_be_told(tmp_path):
+    (tmp_path / "rows.csv").write_bytes(as_csv("cp850")(rows_of(*FRENCH)))
     with pytest.raises(ValueError, match="rows.csv.*line 2.*UTF-8"):
         pairs_from(tmp_path / "rows.csv")
 
