@@ -50,6 +50,8 @@ def find_columns(frame: pd.DataFrame, question: str | None, answer: str | None, 
     if len(names) == 2:
         rest = [name for name in names.values() if name not in guesses]
         guesses = [rest.pop(0) if guess is None else guess for guess in guesses]
+        if header := next((name for name in names.values() if len(str(name).split()) > 5), ""):
+            raise ValueError(f"The first row, {header[:80]!r}, is no header: name the columns there.")
     found = [question or guesses[0] or "question", answer or guesses[1] or "answer"]
     if missing := [str(name) for name in (*found, group) if name and name not in frame]:
         raise ValueError(f"There is no column {' or '.join(missing)}; the columns are "
@@ -59,10 +61,10 @@ def find_columns(frame: pd.DataFrame, question: str | None, answer: str | None, 
 
 def texts_of(frame: pd.DataFrame, column: str) -> list[str]:
     """The column's cells as text, a list of one text as that text; a column of other lists is refused."""
-    cells = frame[column].map(text_cell)
-    parsed = cells.map(parse_cell)
-    alone = parsed.map(lambda found: isinstance(found, list) and list(map(type, found)) == [str])
-    if 2 * (parsed.notna() & ~alone).sum() > len(frame):
-        raise ValueError(f"Column {column!r} holds lists or dictionaries, such as {cells.iloc[0][:80]}; "
+    cells = [text_cell(cell) for cell in frame[column]]
+    parsed = [parse_cell(cell) for cell in cells]
+    alone = [isinstance(found, list) and list(map(type, found)) == [str] for found in parsed]
+    if 2 * (len(parsed) - parsed.count(None) - sum(alone)) > len(frame):
+        raise ValueError(f"Column {column!r} holds lists or dictionaries, such as {cells[0][:80]}; "
                          "expected text. Take the text out first and pass the DataFrame.")
-    return cells.where(~alone, parsed.str[0]).tolist()
+    return [found[0] if one else cell for found, one, cell in zip(parsed, alone, cells, strict=True)]

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def parse_table(content: bytes) -> pd.DataFrame:
         return parse_table(gzip.decompress(content))
     if content.startswith(b"PAR1"):
         return pd.read_parquet(io.BytesIO(content))
+    if content.startswith(b"PK") and len(names := zipfile.ZipFile(io.BytesIO(content)).namelist()) == 1:
+        return parse_table(zipfile.ZipFile(io.BytesIO(content)).read(names[0]))
     if content.startswith((b"PK", b"\xd0\xcf\x11\xe0")):
         return pd.read_excel(io.BytesIO(content), dtype=str, keep_default_na=False)
     text = decode(content)
@@ -133,7 +136,8 @@ def parse_csv(text: str) -> pd.DataFrame:
         mark, text = text[4], text.partition("\n")[2]
     else:
         mark = find_delimiter(text)
-    frame = pd.read_csv(io.StringIO(text), sep=mark, dtype=str, keep_default_na=False)
+    engine = "c" if mark.isascii() else "python"
+    frame = pd.read_csv(io.StringIO(text), sep=mark, dtype=str, keep_default_na=False, engine=engine)
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes surplus cells for row names
         raise ValueError("the rows have more cells than the header.")
     return frame

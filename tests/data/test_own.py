@@ -1,6 +1,7 @@
 """Pairs of your own: what is read, which columns are taken, what shares a group, what is refused."""
 
 import gzip
+import io
 import json
 import sys
 import zipfile
@@ -86,6 +87,7 @@ def test_pairs_from_takes_a_data_set_of_the_hub(monkeypatch):
         ({"source": ROWS, "group": "clinic"}, "clinic"),
         ({"source": ROWS.rename(columns={"Prompt": "title"})}, "title"),
         ({"source": ROWS[:9]}, "9 of 9.*10"),
+        ({"source": ROWS[["Prompt", "response"]].T.reset_index(drop=True).T.set_axis(ROWS.iloc[0, :2], axis=1)}, "no header"),
         ({"source": "no/such/file.csv"}, "no/such/file.csv"),
         ({"source": "data/faq.csv"}, "data/faq.csv"),
         ({"source": sys.executable}, "Parquet"),
@@ -128,6 +130,12 @@ def as_csv(encoding="utf-8", before="", **options):
 
 def as_json(wrap=lambda rows: rows, encoding="utf-8"):
     return lambda frame: json.dumps(wrap(frame.to_dict("records")), ensure_ascii=False).encode(encoding)
+
+
+def as_zip(frame):
+    content = io.BytesIO()
+    frame.to_csv(content, index=False, compression={"method": "zip", "archive_name": "rows.csv"})
+    return content.getvalue()
 
 
 ENGLISH = ("What is disease {i}?", "Disease {i} has sign {i}; rest, and drink water.")
@@ -174,6 +182,8 @@ SETS = {
     "Amharic, gzip": (AMHARIC, ("Question", "Answer"), lambda frame: gzip.compress(frame.to_csv(index=False).encode())),
     "Swahili, Parquet": (SWAHILI, ("question", "answer"), lambda frame: frame.to_parquet()),
     "Yoruba, every cell quoted": (YORUBA, (" Question ", "Answer"), as_csv("utf-8-sig", quoting=1)),
+    "English, broken bars": (ENGLISH, ("q", "a"), as_csv(sep="¦")),
+    "Swahili, zip": (SWAHILI, ("question", "answer"), as_zip),
     "English, tildes": (ENGLISH, ("instruction", "target"), as_csv(sep="~")),
 }
 
@@ -204,6 +214,7 @@ def test_pairs_from_says_which_package_a_workbook_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)  # as if it were not installed
     with zipfile.ZipFile(tmp_path / "faq.csv", "w") as archive:  # and misnamed
         archive.writestr("xl/workbook.xml", "<workbook/>")
+        archive.writestr("xl/styles.xml", "<styles/>")
     with pytest.raises(ValueError, match="faq.csv.*pip install openpyxl"):
         pairs_from(tmp_path / "faq.csv")
 
@@ -212,6 +223,13 @@ def test_pairs_from_guesses_no_encoding_that_cannot_be_told(tmp_path):
     (tmp_path / "rows.csv").write_bytes(as_csv("cp850")(rows_of(*FRENCH)))
     with pytest.raises(ValueError, match="rows.csv.*line 2.*UTF-8"):
         pairs_from(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize("change", [lambda frame: frame.astype("string"), lambda frame: frame.map(str.encode),
+                                    lambda frame: frame.astype("category"), lambda frame: frame.set_axis([0] * 20)])
+def test_pairs_from_reads_any_kind_of_text_column(change):
+    frame = rows_of(*POLISH)
+    assert pairs_from(change(frame))["answer"].tolist() == frame["answer"].tolist()
 
 
 # --- shapes of rows --------------------------------------------------------------------------------------------------
