@@ -95,8 +95,7 @@ def load_adapters(model, adapters: dict[str, Path]):
         if Path(base).name.lower() not in known:
             raise ValueError(f"Adapter {name} was trained on {base!r}; the base model here is {here!r}. Set "
                              "MEDQA_MODEL to the model it was trained on, or choose another adapter.")
-        if config.peft_type != "LORA":
-            raise ValueError(f"Adapter {name} is of type {config.peft_type}; expected LORA.")
+        _require_plain_lora(name, folder, config)
         if not isinstance(model, PeftModel):
             model = PeftModel(model, config, adapter_name=name)
         try:
@@ -110,6 +109,23 @@ def load_adapters(model, adapters: dict[str, Path]):
             raise ValueError(f"{len(problems)} weights of adapter {name} are not finite, or do not fit its "
                              f"settings or the base model: {problems[0].strip()}. Fetch or train it again.")
     return model
+
+
+def _require_plain_lora(name: str, folder: Path, config) -> None:
+    """Refuse an adapter that would change the base model under all adapters, and the untuned answers."""
+    from safetensors import safe_open
+
+    if config.peft_type != "LORA":
+        raise ValueError(f"Adapter {name} is of type {config.peft_type}; expected LORA.")
+    if config.init_lora_weights not in (True, False, "gaussian", "orthogonal"):
+        raise ValueError(f"Adapter {name} starts from {config.init_lora_weights!r}, which rewrites the base "
+                         "model. Save it as plain LoRA: path_initial_model_for_weight_conversion of PEFT.")
+    parts = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector",
+             *(config.modules_to_save or ())}
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        other = [key for key in file.keys() if parts.isdisjoint(key.split("."))]  # noqa: SIM118
+    if other:
+        raise ValueError(f"Adapter {name} holds {other[0]}, which is no LoRA matrix.")
 
 
 def chat_template(tokenizer) -> str:

@@ -148,6 +148,10 @@ def without_layer(weights):
     return {name: value for name, value in weights.items() if "layers.1" not in name}
 
 
+BASE_TENSORS = ("base_model.model.model.norm.weight", "base_model.model.lm_head.weight",  # PEFT would load them
+                "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight")
+
+
 def with_nan(weights):
     name = next(iter(weights))
     return weights | {name: torch.full_like(weights[name], float("nan"))}
@@ -163,6 +167,8 @@ def with_nan(weights):
         ({"target_modules": ["q_proj"]}, "[kv]_proj"),
         ({"weights": without_layer}, r"layers\.1\.self_attn"),
         ({"weights": with_nan}, "lora_A"),
+        *(({"init_lora_weights": start}, start) for start in ("pissa", "pissa_niter_4", "olora", "corda")),
+        *(({"weights": lambda weights, name=name: weights | {name: torch.ones(64)}}, name) for name in BASE_TENSORS),
     ],
 )
 def test_load_adapters_refuses_what_does_not_fit(changed, change, named):
