@@ -34,7 +34,6 @@ METRICS = {
     "rougeL": ("ROUGE-L F1", 1),
     "bleu": ("BLEU (0-100)", 1),
     "bleu_brevity_penalty": ("BLEU's brevity penalty", 0),
-    "bleu_length_ratio": ("BLEU's length ratio", 0),
     "sentence_bleu": ("Sentence BLEU (0-100)", 1),
     "chrf": ("chrF (0-100)", 1),
     "token_f1": ("Token F1", 1),
@@ -58,8 +57,7 @@ _WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+")
 _SPACELESS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 # Metric -> the columns that are summed over examples first; any other metric is the mean of its own column.
 CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "bleu_brevity_penalty": BLEU_COLUMNS[:2],
-                  "bleu_length_ratio": BLEU_COLUMNS[:2], "length_ratio": ("words", "reference_words"),
-                  "mcq_accuracy": ("mcq_correct", "mcq_asked"),
+                  "length_ratio": ("words", "reference_words"), "mcq_accuracy": ("mcq_correct", "mcq_asked"),
                   "fact_accuracy": ("fact_right", "fact_asked"), "fact_errors": ("fact_wrong", "fact_asked"),
                   "unsupported_numbers": ("numbers_unsupported", "numbers_stated")}
 

@@ -10,7 +10,7 @@ import pandas as pd
 import seaborn
 
 from medqa_lib.config import POLICIES
-from medqa_lib.evaluation.style import BLUE, GREY, ORANGE, SKY, STYLE
+from medqa_lib.evaluation.plots import BLUE, GREY, ORANGE, SKY, STYLE
 from medqa_lib.labels import IGNORE_INDEX, encode_example, make_collator
 
 if TYPE_CHECKING:

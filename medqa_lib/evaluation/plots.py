@@ -3,9 +3,10 @@
 A figure is returned closed, so a notebook shows it once: as the last expression of its cell.
 """
 
-from __future__ import annotations  # noqa: I001
+from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,13 +15,21 @@ import seaborn as sns
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from medqa_lib.evaluation.style import (  # noqa: F401 (others read them from here)
-    ACROSS, BLUE, GREEN, GREY, ORANGE, POLICY_COLORS, SKY, STYLE, VERMILION, color_run, describe_marks,
-    describe_n, finish, save_figure)
+from medqa_lib.config import EXPERIMENTS, POLICIES, home_dir
 from medqa_lib.evaluation.tables import format_number, label
 
+# Okabe and Ito's palette: told apart with every common form of colour blindness.
+BLUE, SKY, ORANGE, GREEN, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00"
+GREY = "#666666"
+POLICY_COLORS = {"preshifted": VERMILION, "aligned": BLUE}
+STYLE = {
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+    "text.color": "black", "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10,
+    "legend.fontsize": 9, "figure.titleweight": "bold", "figure.titlesize": 12, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": "#DDDDDD", "axes.axisbelow": True,
+}
+ACROSS = STYLE | {"axes.grid.axis": "x"}
 SHARED_METRICS = ("rouge1", "rouge2", "rougeL", "bleu", "token_f1", "bertscore_f1")
-SEED_NOISE = 0.002  # nats / token: within it seeds alone decide
 LINES = {"exp_002": "--", "exp_003": "-.", "exp_005": "--"}
 
 
@@ -176,85 +185,41 @@ def plot_policy_table(table: pd.DataFrame) -> Figure:
     return finish(figure, caption, "At these settings labels decide, not steps or learning rate")
 
 
-@plt.rc_context(ACROSS)
-def plot_score_distributions(scores: pd.DataFrame) -> Figure:
-    """Box plots over test questions, a row per run, from rows of scores.csv with a column `run`."""
-    metrics = [name for name in ("rougeL", "token_f1", "bertscore_f1", "words") if name in scores]
-    medians = scores.groupby("run", sort=False)[metrics[0]].median()
-    figure, panels = plt.subplots(1, len(metrics), figsize=(9.5, 1.7 + 0.42 * len(medians)), sharey=True,
-                                  squeeze=False)
-    for panel, metric in zip(panels[0], metrics, strict=True):
-        sns.boxplot(scores, x=metric, y="run", hue="run", palette=[color_run(run) for run in medians.index],
-                    ax=panel, whis=(5, 95), width=0.65, showfliers=False, legend=False,
-                    boxprops={"alpha": 0.6}, medianprops={"color": "black", "linewidth": 2.5})
-        panel.set(xlabel=label(metric), ylabel="")
-    panels[0, 0].set_yticks(range(len(medians)), map(label, medians.index))
-    caption = (f"{describe_n(scores['run'].value_counts())} per run. Thick line: median; box: quartiles; "
-               "whiskers: 5th to 95th percentile.")
-    return finish(figure, caption, f"Highest median {label(metrics[0])}: {label(medians.idxmax())}, "
-                  f"{format_number(medians.max())} (untuned {format_number(medians['base'])})")
-
-
-@plt.rc_context(ACROSS)
-def plot_search(table: pd.DataFrame) -> Figure:
-    """Every trial of a search (round, name, validation_loss, status), sorted within its round."""
-    table = table.sort_values(["round", "validation_loss"], ignore_index=True)
-    best = table["validation_loss"].min()
-    figure, panel = plt.subplots(figsize=(9, 1.4 + 0.27 * len(table)))
-    panel.axvspan(best - SEED_NOISE, best + SEED_NOISE, color=SKY, alpha=0.4)
-    sns.scatterplot(table, x="validation_loss", y=table.index, hue="round", style="round", s=60, ax=panel,
-                    palette={1: BLUE, 2: VERMILION, 3: GREEN}, markers={1: "o", 2: "s", 3: "^"})
-    for row in table.itertuples():
-        failed = np.isnan(row.validation_loss)
-        text = textwrap.shorten(row.status, 70) if failed else f"{row.validation_loss:.3f}"
-        panel.annotate(text, (best if failed else row.validation_loss, row.Index), xytext=(7, 0), va="center",
-                       textcoords="offset points", fontsize=9)
-    panel.set_yticks(table.index, table["name"].str.replace("+", " + "))
-    panel.set(xlabel=label("validation_loss"), ylabel="", ylim=(len(table) - 0.4, -0.6))
-    panel.margins(x=0.12)
-    caption = ("Merged model, whole validation split, correct labels, one seed per trial. "
-               f"Band: the best trial +- {SEED_NOISE}, which seeds alone give.")
-    return finish(figure, caption, "Learning rate and adapted layers matter, the rest is noise")
-
-
-@plt.rc_context(ACROSS)
-def plot_funnel(funnel: pd.DataFrame) -> Figure:
-    """Rows removed by the five largest cleaning steps and by all others together.
+def save_figure(figure: Figure, name: str, about: str = "", folder: Path | None = None) -> Path:
+    """Write FOLDER/NAME.png (by default `figures` in the home folder) and return its path.
 
     Args:
-        funnel: step, rows, removed; one row per step in order, the raw rows first.
+        about: what was measured on what (`results.describe_origin`); it is added to the caption.
     """
-    removed = funnel.set_index("step")["removed"].loc[lambda rows: rows > 0].sort_values(ascending=False)
-    bars = removed[:5].to_dict()
-    if len(removed) > 5:
-        bars[f"{len(removed) - 5} other steps"] = removed[5:].sum()
-    figure, panel = plt.subplots(figsize=(9, 1.4 + 0.32 * len(bars)))
-    panel.bar_label(panel.barh(list(bars), list(bars.values()), color=ORANGE), fmt="{:,.0f}", padding=4)
-    panel.invert_yaxis()
-    panel.set(xlabel="Rows removed")
-    panel.xaxis.set_major_formatter("{x:,.0f}")
-    title = (f"{funnel['rows'].iloc[-1]:,} of {funnel['rows'].iloc[0]:,} rows are kept; {len(removed[:3])} "
-             f"steps remove {removed[:3].sum() / max(removed.sum(), 1):.0%} of the rest")
-    return finish(figure, "Steps that only change rows are not drawn.", title)
+    if about:
+        finish(figure, f"{figure.get_supxlabel()}\n{about}".strip())
+    path = Path(folder or home_dir() / "figures") / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    return path
 
 
-@plt.rc_context(STYLE)
-def plot_lengths(lengths: pd.DataFrame, limit_tokens: int) -> Figure:
-    """Histogram of example lengths, a panel per source, with the length at which training cuts.
+def finish(figure: Figure, caption: str, title: str = "") -> Figure:
+    """Put the title above and the caption below, and close the figure."""
+    if title:
+        figure.suptitle(textwrap.fill(title, 92), x=0.01, ha="left")
+    lines = "\n".join(textwrap.fill(line, 150) for line in caption.split("\n"))
+    figure.supxlabel(lines, fontsize=8.5, color="#333333", x=0.01, ha="left")
+    plt.close(figure)
+    return figure
 
-    Args:
-        lengths: source and tokens (prompt, answer and EOS), one row per pair.
-    """
-    sources = lengths.groupby("source", sort=False)["tokens"]
-    figure, panels = plt.subplots(1, len(sources), figsize=(9, 3.4), sharex=True, squeeze=False)
-    for panel, (source, tokens) in zip(panels[0], sources, strict=True):
-        sns.histplot(tokens, ax=panel, bins=40, log_scale=True, color=BLUE, alpha=1)
-        panel.axvline(limit_tokens, color=VERMILION, linestyle="--")
-        panel.set_xticks([64, 128, 256, 512, 1024], ["64", "128", "256", "512", "1,024"])
-        panel.minorticks_off()
-        title = (f"{label(source)}: {len(tokens):,} pairs, median {tokens.median():.0f}, "
-                 f"{(tokens > limit_tokens).mean():.1%} longer")
-        panel.set(xlabel="Tokens (log scale)", ylabel="Pairs", title=title)
-    caption = f"Prompt, answer and EOS together. Dashed: the limit of {limit_tokens} tokens in training."
-    share = (lengths["tokens"] > limit_tokens).mean()
-    return finish(figure, caption, f"{share:.1%} of the pairs are longer than {limit_tokens} tokens")
+
+def color_run(run: str) -> str:
+    """By labels: blue where they are correct, vermilion where shifted twice, green for other policies."""
+    policy = EXPERIMENTS[run].label_policy if run in EXPERIMENTS else run
+    return POLICY_COLORS.get(policy, GREEN if policy in POLICIES else GREY)
+
+
+def describe_n(sizes: pd.Series) -> str:
+    low, high = int(sizes.min()), int(sizes.max())
+    return f"n = {low:,} test questions" if low == high else f"n = {low:,} to {high:,} test questions"
+
+
+def describe_marks(comparison: pd.DataFrame) -> str:
+    return ("Bars: 95% bootstrap interval. Filled: p < 0.05 after Holm's correction over "
+            f"{comparison['family'].max()} comparisons; hollow: no difference.")

@@ -17,7 +17,7 @@ from medqa_lib.metrics import METRICS, columns_of, count_rows, evaluate_sums
 ALPHA = 0.05
 DIRECTIONS = {"validation_loss": -1} | {name: direction for name, (_, direction) in METRICS.items()}
 # Of two names for one question the second is tested.
-SAME = dict.fromkeys(("words", "bleu_length_ratio", "bleu_brevity_penalty"), "length_ratio")
+SAME = dict.fromkeys(("words", "bleu_brevity_penalty"), "length_ratio")
 PERCENT = ("bleu", "sentence_bleu", "chrf")  # 0 to 100
 FEWEST_GROUPS = 5  # effective ones; with fewer 16% to 49% of 150 simulated null differences left 0 out
 CHUNK = 500  # resamples at a time: 500 x 1,800 groups take 7 MB

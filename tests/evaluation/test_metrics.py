@@ -111,7 +111,6 @@ def test_of_several_references_the_best_counts():
     summary = metrics.summarize_scores(found)
     assert summary["bleu"] == pytest.approx(expected.score)
     assert summary["bleu_brevity_penalty"] == pytest.approx(expected.bp) and expected.bp < 1
-    assert summary["bleu_length_ratio"] == pytest.approx(expected.sys_len / expected.ref_len)
     assert found["rouge2"].mean() > metrics.score_answers(answers, firsts)["rouge2"].mean()
     assert list(found["reference_words"]) == [len(text.split()) for text in firsts]
 

@@ -96,15 +96,6 @@ def test_plot_policy_table_puts_each_run_in_its_cell():
     assert np.ma.getmaskarray(loss_gain).tolist() == [[False, False], [False, True]]
 
 
-def test_plot_score_distributions_shows_every_run_and_metric_that_is_there():
-    scores = pd.DataFrame({"run": ["base"] * 5 + ["exp_004"] * 5, "rougeL": np.linspace(0, 1, 10), "words": np.arange(10)})
-    figure = plots.plot_score_distributions(scores)
-    assert [panel.get_xlabel() for panel in figure.axes] == ["ROUGE-L F1", "Length (words)"]
-    assert ticks(figure.axes[0]) == ["untuned", "exp_004"]
-    assert "exp_004, 0.778 (untuned 0.222)" in figure.get_suptitle()
-    assert "n = 5 test questions" in figure.get_supxlabel()
-
-
 @pytest.mark.parametrize(("bleu", "agrees"), [(41.0, "correct"), (44.0, None)])
 def test_plot_ablation_names_the_policies_whose_intervals_hold_the_report(bleu, agrees):
     comparison = make_comparison().replace({"run": {"exp_003": "preshifted", "exp_004": "aligned"}})
@@ -137,35 +128,3 @@ def test_save_figure_writes_an_opaque_png_and_adds_to_the_caption(tmp_path, monk
     assert pixels.shape[2] == 3 or pixels[..., 3].min() == 1
     assert list(pixels[0, 0, :3]) == [1, 1, 1] and same_color(figure.get_facecolor(), "white")
     assert plots.save_figure(figure, "x", folder=tmp_path / "new") == tmp_path / "new" / "x.png"
-
-
-def test_plot_funnel_draws_the_five_largest_removals_and_the_rest():
-    removed = [0, 500, 0, 10, 20, 100, 200, 300, 70]
-    rows = 2000 - np.cumsum(removed)
-    names = ["raw rows", *(f"step {i}" for i in range(1, len(removed)))]
-    figure = plots.plot_funnel(pd.DataFrame({"step": names, "rows": rows, "removed": removed}))
-    [panel] = figure.axes
-    assert ticks(panel) == ["step 1", "step 7", "step 6", "step 5", "step 8", "2 other steps"]
-    assert [bar.get_width() for bar in panel.patches] == [500, 300, 200, 100, 70, 30]
-    assert "800 of 2,000 rows" in figure.get_suptitle() and "3 steps remove 83%" in figure.get_suptitle()
-
-
-def test_plot_lengths_counts_all_pairs_and_those_beyond_the_limit():
-    lengths = pd.DataFrame({"source": ["medquad"] * 4 + ["afrimedqa"], "tokens": [10, 96, 97, 900, 20]})
-    figure = plots.plot_lengths(lengths, 96)
-    first, second = figure.axes
-    assert "MedQuAD: 4 pairs" in first.get_title() and "50.0% longer" in first.get_title()
-    assert [sum(bar.get_height() for bar in panel.patches) for panel in (first, second)] == [4, 1]
-    assert "1,024" in ticks(first, "x") and "40.0%" in figure.get_suptitle()
-
-
-def test_plot_search_sorts_each_round_and_shows_failed_trials():
-    table = pd.DataFrame(
-        {"round": [1, 1, 1, 2], "name": ["a", "b", "c", "a+c"], "validation_loss": [2.5, np.nan, 2.4, 2.25],
-         "status": ["done", "failed: out of luck", "done", "done"]}
-    )
-    [panel] = plots.plot_search(table).axes
-    assert ticks(panel) == ["c", "a", "b", "a + c"]
-    assert [text.get_text() for text in panel.texts] == ["2.400", "2.500", "failed: out of luck", "2.250"]
-    band = panel.patches[0]
-    assert [band.get_x(), band.get_x() + band.get_width()] == pytest.approx([2.248, 2.252])
