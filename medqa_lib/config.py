@@ -153,11 +153,7 @@ def home_dir() -> Path:
 
 
 def make_home() -> Path:
-    """`home_dir()`, made and tried.
-
-    Raises:
-        ValueError: nothing can be written there.
-    """
+    """`home_dir()`, made and tried."""
     home = home_dir()
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -175,11 +171,7 @@ def scratch_dir(home: Path) -> Path:
 
 
 def read_settings() -> dict:
-    """SETTINGS with what `settings.json` in the project folder says.
-
-    Raises:
-        ValueError: the file is not JSON, or has a name that is no setting.
-    """
+    """SETTINGS with what `settings.json` in the project folder says."""
     path = home_dir() / "settings.json"
     try:
         chosen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -191,9 +183,6 @@ def read_settings() -> dict:
 
 def write_settings(**choices) -> Path:
     """Keep the choices in `settings.json` for all later notebooks, and return its path. "" means the default.
-
-    Raises:
-        ValueError: a name is no setting, or the profile is unknown; the old file stays.
     """
     _require_settings(choices)
     chosen = {name: value for name, value in choices.items() if value not in (None, "")}
@@ -216,11 +205,7 @@ def data_dir() -> Path | None:
 
 
 def current_profile() -> Profile:
-    """The profile that the user has chosen (else `gpu` with CUDA, `cpu` without).
-
-    Raises:
-        ValueError: there is no such profile.
-    """
+    """The profile that the user has chosen (else `gpu` with CUDA, `cpu` without)."""
     chosen = read_settings()
     name = os.environ.get("MEDQA_PROFILE") or chosen["profile"]
     if not name:
@@ -234,11 +219,7 @@ def current_profile() -> Profile:
 
 
 def get_experiment(name: str) -> Experiment:
-    """EXPERIMENTS[name].
-
-    Raises:
-        ValueError: there is no such experiment; the message lists the names.
-    """
+    """EXPERIMENTS[name]."""
     return _find(EXPERIMENTS, name, "experiment")
 
 

@@ -13,14 +13,16 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
-from medqa_lib.config import MODELS, Experiment, Profile, home_dir
+from medqa_lib.config import MODELS, Experiment, Profile, home_dir, scratch_dir
 from medqa_lib.prompts import format_prompt
 from medqa_lib.reasons import hub_answers, hub_reason
 
@@ -35,6 +37,7 @@ FILES = {"config.json": (dict, "identity"), "metrics.json": (dict, "n_test"),
          "samples.json": (list, None)}
 # Raise one whenever a change of the code changes labels, answers or scores: older results are not reused.
 VERSIONS = {"labels": 1, "generation": 1, "metrics": 2}
+DYING_S = 2  # a process that was just killed may hold its lock so long
 RUN_ORDER = ("base", "exp_001", "exp_002", "exp_003", "exp_004", "exp_005")
 
 
@@ -151,11 +154,7 @@ class UnfinishedRun(ValueError):
 
 
 def load_run(folder: str | Path) -> RunResult:
-    """Read a run's folder; `log.txt` may be missing.
-
-    Raises:
-        UnfinishedRun: the message names the file.
-    """
+    """Read a run's folder; `log.txt` may be missing."""
     folder, contents = Path(folder), []
     for name, (kind, needed) in FILES.items():
         try:
@@ -230,3 +229,21 @@ def describe_origin(runs: Iterable[RunResult]) -> str:
               run.config["date"]) for run in runs]
     models, sizes, gpus, dates = (" / ".join(sorted(set(values))) for values in zip(*facts, strict=True))
     return f"{models}, n = {sizes} test questions, GPU {gpus}, {dates}"
+
+
+class RunBusy(RuntimeError):
+    """Another process works on this run."""
+
+
+@contextmanager
+def lock_run(name: str, profile: Profile, home: Path) -> Iterator[None]:
+    """Work on a run alone. The operating system frees the lock when its process ends, however it ends."""
+    path = scratch_dir(home) / "locks" / profile.model_slug / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes the first holds it for all
+    try:
+        lock = FileLock(path).acquire(timeout=DYING_S) if first else nullcontext()
+    except Timeout:
+        raise RunBusy(f"Another process works on {name} in {home}. Wait for it to end, or stop it.") from None
+    with lock:
+        yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gc
 import json
 import math
@@ -24,8 +23,7 @@ from medqa_lib.evaluation import likelihood, results
 from medqa_lib.evaluation.answers import AnswerStore
 from medqa_lib.evaluation.facts import RED_LINES, crosses_red_line, score_facts
 from medqa_lib.evaluation.generation import generate_records
-from medqa_lib.evaluation.lock import lock_run
-from medqa_lib.evaluation.results import RunResult
+from medqa_lib.evaluation.results import RunResult, lock_run
 from medqa_lib.labels import UNUSABLE, encode_split
 from medqa_lib.model import check_model, context_length, load_base_model, load_merged, load_tokenizer
 
@@ -97,15 +95,9 @@ def encode_validation(tokenizer, validation, profile: Profile, context: int = 2*
     encoded, counts = encode_split(tokenizer, sample_rows(validation, profile.validation_pairs), limit)
     lost = [f"{counts[name]} ({reason})" for name, reason in UNUSABLE.items() if name in counts]
     if lost and is_main_process():
-        print_once(f"Validation loss is over {counts['kept']} of {counts['rows']} pairs; left out at {limit} "
-                   f"tokens: {', '.join(lost)}")
+        print(f"Validation loss is over {counts['kept']} of {counts['rows']} pairs; left out at {limit} "
+              f"tokens: {', '.join(lost)}")
     return encoded
-
-
-@functools.cache
-def print_once(line: str) -> None:
-    """Print a line once per process: training and evaluation encode the same rows."""
-    print(line)
 
 
 def is_main_process() -> bool:

@@ -14,8 +14,7 @@ from accelerate import PartialState
 from medqa_lib import standin
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir, make_home
 from medqa_lib.data.prepare import prepare_splits
-from medqa_lib.evaluation.lock import lock_run
-from medqa_lib.evaluation.results import RunResult, find_finished, load_run, run_identity
+from medqa_lib.evaluation.results import RunResult, find_finished, load_run, lock_run, run_identity
 from medqa_lib.evaluation.run import (
     RunContext,
     encode_validation,
@@ -141,11 +140,7 @@ def describe_run(experiment: Experiment, model, counts: dict, verdict: str, plan
 
 
 def describe_training(trainer, session: CheckpointSession) -> dict:
-    """Say what the training took. The numbers are for metrics.json.
-
-    Raises:
-        TrainingDiverged: a trained weight is not finite.
-    """
+    """Say what the training took. The numbers are for metrics.json."""
     model, state, seconds = trainer.model, trainer.state, session.train_time_s
     if not all(bool(value.isfinite().all()) for value in model.parameters() if value.requires_grad):
         raise training.TrainingDiverged(f"A weight is not finite after step {state.global_step}. Lower the "

@@ -15,8 +15,7 @@ from typing import Self
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from medqa_lib.evaluation.lock import RunBusy
-from medqa_lib.evaluation.results import write_json_atomically
+from medqa_lib.evaluation.results import RunBusy, write_json_atomically
 from medqa_lib.training.checkpoints import (
     CheckpointError,
     checkpoint_step,
@@ -34,11 +33,7 @@ KEEP = 2  # checkpoints in each folder
 
 @contextmanager
 def explain_save_errors(folder: Path) -> Iterator[None]:
-    """A full disk comes as OSError from Python, RuntimeError from torch and SafetensorError from safetensors.
-
-    Raises:
-        CheckpointError: instead of them; the message says what to do.
-    """
+    """CheckpointError for a full disk: OSError from Python, RuntimeError from torch, SafetensorError."""
     try:
         yield
     except Exception as error:
@@ -91,11 +86,7 @@ class CheckpointSession(TrainerCallback):
                   "copy it before this machine goes away.")
 
     def require_owner(self) -> None:
-        """Stop if a newer start has taken over. A Drive that is away says nothing, so training goes on.
-
-        Raises:
-            RunBusy: another process owns the run.
-        """
+        """Stop if a newer start has taken over. A Drive that is away says nothing, so training goes on."""
         try:
             current = json.loads((self.lasting_dir / OWNER).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -105,10 +96,6 @@ class CheckpointSession(TrainerCallback):
 
     def require_lasting(self) -> None:
         """Before an adapter or results are written: this run still owns the folder, and the folder is there.
-
-        Raises:
-            CheckpointError: the lasting folder is gone; writing would make a local one that looks like it.
-            RunBusy: another process owns the run.
         """
         if self.is_main and not self.lasting_dir.is_dir():
             raise CheckpointError(f"{self.lasting_dir} is gone. The last checkpoint is in {self.local_dir}: "
@@ -116,11 +103,7 @@ class CheckpointSession(TrainerCallback):
         self.require_owner()
 
     def resume_from(self) -> str | None:
-        """The newest whole checkpoint of both folders, for `Trainer.train`; None: start afresh.
-
-        Raises:
-            ResumeRefused: it belongs to another configuration.
-        """
+        """The newest whole checkpoint of both folders, for `Trainer.train`; None: start afresh."""
         found = []
         for folder in dict.fromkeys((self.local_dir, self.lasting_dir)):
             checkpoint, skipped = latest_valid(folder, self.identity)
