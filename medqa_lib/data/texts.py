@@ -23,7 +23,7 @@ _ASCII_GAPS = str.maketrans({chr(code): " " for code in range(128) if not chr(co
 def text_cell(cell: Any) -> str:
     """A cell of a table as text: "" for a missing one, JSON for a list or dictionary."""
     if isinstance(cell, (str, bytes)):
-        return cell if isinstance(cell, str) else cell.decode()
+        return cell if isinstance(cell, str) else cell.decode("utf-8", "replace")
     if not pd.api.types.is_scalar(cell):
         plain = getattr(cell, "tolist", lambda: cell)()  # an array of a Parquet file is a list
         return json.dumps(plain, ensure_ascii=False, default=str)
