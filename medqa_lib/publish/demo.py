@@ -17,7 +17,6 @@ import torch
 
 from medqa_lib.config import EXPERIMENTS, Profile, current_profile
 from medqa_lib.evaluation.facts import FACTS
-from medqa_lib.evaluation.run import SAMPLE_QUESTIONS
 from medqa_lib.model import cache_argument, load_merged, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 from medqa_lib.publish.hub import find_adapters, load_adapters
@@ -30,7 +29,10 @@ WAITING = 20  # questions in the queue; the next one is told that the demo is bu
 EMPTY, CUT = "(The model gave no answer.)", " […] (cut off: the longest answer is {} tokens)"
 SHOW_ANSWER = "() => document.getElementById('status').scrollIntoView({behavior: 'smooth'})"
 NO_ADAPTER = "No adapter was found: the untuned model answers alone. Train one (notebook 14)."
-EXAMPLES = [SAMPLE_QUESTIONS[row] for row in (0, 2, 5, 8, 9)]  # as MedQuAD asks, the last as AfriMed-QA does
+EXAMPLES = ("What is high blood pressure?", "How is malaria diagnosed?", "Is sickle cell disease inherited?",
+            "Can I take antibiotics for a cold?",  # as MedQuAD asks; the next one as AfriMed-QA does
+            "A patient on warfarin has an INR of 8 and no bleeding. Which drug reverses the effect?\n"
+            "A. Protamine\nB. Vitamin K\nC. Naloxone\nD. Flumazenil")
 UNCHECKED = "Facts that could not be checked"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -91,6 +92,7 @@ def quantize_gguf(file: Path, kind: str = "Q4_K_M") -> Path:
     """
     import llama_cpp
 
+    logging.getLogger("llama-cpp-python").setLevel("CRITICAL")
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     smaller = file.with_name(f"{file.stem.removesuffix('-F16')}-{kind}.gguf")

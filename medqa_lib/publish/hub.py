@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from medqa_lib.config import MODELS, Profile, current_profile, home_dir
+from medqa_lib.model import load_tokenizer
 from medqa_lib.prompts import TEMPLATE
 from medqa_lib.reasons import hub_reason, try_again
 
@@ -99,8 +100,9 @@ def load_adapters(model, adapters: dict[str, Path]):
         if not isinstance(model, PeftModel):
             model = PeftModel(model, config, adapter_name=name)
         try:
-            result = model.load_adapter(str(folder), adapter_name=name)
-            weights = get_peft_model_state_dict(model, adapter_name=name)
+            with warnings.catch_warnings(action="ignore"):  # without a network PEFT asks the Hub in vain
+                result = model.load_adapter(str(folder), adapter_name=name)
+                weights = get_peft_model_state_dict(model, adapter_name=name)
             problems = [*result.missing_keys, *result.unexpected_keys]
             problems += [key for key, value in weights.items() if not value.isfinite().all()]
         except RuntimeError as error:  # a shape that the rank or the layer contradicts
@@ -157,7 +159,8 @@ def save_local(adapter_dir: Path, folder: Path, card: str, parity: pd.DataFrame,
     from transformers import AutoTokenizer
 
     copy_adapter(adapter_dir, folder, base_model)
-    tokenizer = AutoTokenizer.from_pretrained(adapter_dir)
+    has_own = (adapter_dir / "tokenizer.json").exists()  # the study's adapters in assets have none
+    tokenizer = AutoTokenizer.from_pretrained(adapter_dir) if has_own else load_tokenizer()
     tokenizer.chat_template = chat_template(tokenizer)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -166,7 +169,7 @@ def save_local(adapter_dir: Path, folder: Path, card: str, parity: pd.DataFrame,
                for result in ModelCard(card).data.eval_results or [] if "/" in result.dataset_type]
     if entries:
         (folder / ".eval_results").mkdir(exist_ok=True)
-        text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+        text = json.dumps(eval_result_entries_to_yaml(entries), indent=1)  # JSON is YAML
         (folder / ".eval_results" / "afrimedqa.yaml").write_text(text, encoding="utf-8")
     return folder
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from urllib.parse import quote_plus
 
 from medqa_lib.config import home_dir
-from medqa_lib.data import load_splits
 
 SEARCH = "https://vsearch.nlm.nih.gov/vivisimo/cgi-bin/query-meta?v%3Aproject=medlineplus&query="
 
@@ -35,6 +34,8 @@ def read_diseases() -> dict[str, str]:
     for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
         sources = json.loads(path.read_text(encoding="utf-8")).get("sources", {})
         if sources.get("medquad", {}).get("origin", "bundled sample") != "bundled sample":
+            from medqa_lib.data import load_splits  # a Space has neither the data nor the package `datasets`
+
             rows = load_splits(path.parent)["train"].to_pandas()
             return rows[rows["focus_area"] != ""].groupby("focus_area")["answer"].agg("\n".join).to_dict()
     return {}

@@ -27,7 +27,8 @@ IMPORT_NAMES = {"sklearn": "scikit-learn", "xdist": "pytest-xdist", "yaml": "pyy
 # Imported where it is there, and done without where it is not.
 OPTIONAL = {
     "triton": "comes with torch for CUDA",
-    "xllamacpp": "checks an exported GGUF file in llama.cpp itself",
+    "llama_cpp": "llama.cpp: quantises an exported GGUF file, and answers from it",
+    "spaces": "the image of a Space with ZeroGPU has it",
     "unsloth": "a rival that tests/bench measures, from a folder of its own",
     "trl": "its collators are held against ours where it is installed",
     "IPython": "comes with every notebook kernel",

@@ -1,12 +1,12 @@
 """The model card says what the run's files say, and its code works as it stands."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
-import yaml
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from smoke_adapters import SMOKE, make_adapter
@@ -198,7 +198,7 @@ def test_multiple_choice_goes_into_model_index_and_eval_results(home, tmp_path):
     found = {result.dataset_type: result.metric_value for result in ModelCard(text).data.eval_results}
     assert found["intronhealth/afrimedqa_v2"] == 25
     folder = hub.save_local(make_adapter(tmp_path / "a"), tmp_path / "b", text, pd.DataFrame(), "owner/Base")
-    (entry,) = parse_eval_result_entries(yaml.safe_load((folder / ".eval_results" / "afrimedqa.yaml").read_text()))
+    (entry,) = parse_eval_result_entries(json.loads((folder / ".eval_results" / "afrimedqa.yaml").read_text()))
     assert (entry.dataset_id, entry.value) == ("intronhealth/afrimedqa_v2", 25) and "40" in entry.notes
 
 

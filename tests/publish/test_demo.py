@@ -1,5 +1,6 @@
 """The demo's answers are the evaluated model's, users do not mix, any text is survived, and the Space folder is complete."""
 
+import ast
 import dataclasses
 import html
 import inspect
@@ -10,6 +11,7 @@ import socket
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from smoke_adapters import SMOKE, make_adapter
 from medqa_lib.config import LoraSettings
 from medqa_lib.evaluation.generation import generate_answers
 from medqa_lib.model import load_merged, load_tokenizer
-from medqa_lib.prompts import encode_prompt
+from medqa_lib.prompts import encode_prompt, format_prompt
 from medqa_lib.publish import demo, space
 from medqa_lib.publish.hub import CONFIG, WEIGHTS, find_adapters, public_name
 from medqa_lib.publish.safety import DISCLAIMER
@@ -200,6 +202,12 @@ def test_build_app_starts_with_the_preferred_adapter(adapters):
     found = find_adapters(adapters["exp_003"].parent)
     blocks = demo.build_app(demo.Engine(found, SMOKE)).blocks.values()
     assert [block.value for block in blocks if block.__class__.__name__ == "Radio"] == ["exp_004"]
+
+
+def test_ask_py_asks_in_the_prompt_of_the_training():
+    text = (Path(__file__).parents[2] / "ask.py").read_text(encoding="utf-8")
+    template = ast.literal_eval(re.search(r'^TEMPLATE = (".*")', text, re.MULTILINE)[1])
+    assert template.format("What is gout?") == format_prompt("What is gout?")
 
 
 def test_launch_app_makes_no_public_link(monkeypatch):

@@ -53,7 +53,7 @@ def test_fifty_clients_get_their_own_answer_or_a_clear_busy(demo_server):
     engine = Engine(find_adapters(demo_server.home / "adapters" / profile.model_slug), profile)
     for i in answered:
         ids = encode_prompt(engine.tokenizer, questions[i])
-        texts = [text for text, _ in list(engine.stream(ids, names[i], TOKENS))[-1]]
+        texts = [text for text, _ in list(engine.stream(ids, [names[i]], TOKENS))[-1]]
         assert all(map(str.startswith, found[i][:2], texts)), questions[i]  # an answer that was cut says so
     assert max(peak) - before < GROWTH_MB
     assert clients[0].predict("Is it free again?", "exp_004", TOKENS, api_name="/ask")[0]
