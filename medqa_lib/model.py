@@ -65,6 +65,8 @@ def load_base_model(profile: Profile | None = None, quantized: bool = True) -> P
         raise RuntimeError(f"{path!r} lacks {len(missing)} of the weights of {type(model).__name__}, such as "
                            f"{missing[0]}; {len(loaded['unexpected_keys'])} have unknown names. It was saved "
                            "from a wrapper that renames weights, or not as a whole.")
+    if quantized and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
+        raise RuntimeError(f"{path!r}: bitsandbytes finds no layer of {type(model).__name__} for 4 bits.")
     for module in model.modules() if device == "cpu" else ():
         # On a CPU with AVX512-BF16 bitsandbytes would repack the weights at the first forward pass without
         # gradients. `dequantize` does not know that layout and would return other weights, without an error.

@@ -16,6 +16,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertLMHeadModel,
+    FalconConfig,
+    FalconForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
 )
@@ -94,6 +96,10 @@ def make_it_bidirectional(folder):
     BertLMHeadModel(BertConfig(vocab_size=258, eos_token_id=1, **sizes)).save_pretrained(folder)
 
 
+def make_it_a_falcon(folder):
+    FalconForCausalLM(FalconConfig(vocab_size=258, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)).save_pretrained(folder)
+
+
 def write_pointer(name):
     return lambda folder: (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\n")
 
@@ -115,6 +121,7 @@ SPOILT = {  # kind: (what is done to the folder, a name or number that the messa
     "no EOS": (change_json("tokenizer_config.json", eos_token=None, pad_token=None), "EOS"),
     "another EOS": (change_json("generation_config.json", eos_token_id=7), r"\(7\)"),
     "no causal model": (make_it_bidirectional, "BertLMHeadModel"),
+    "no layer that bitsandbytes knows": (make_it_a_falcon, "FalconForCausalLM"),
     "custom code": (change_json("config.json", **CODE), "custom code"),
     "an unknown architecture": (change_json("config.json", model_type="superllm"), "superllm"),
     "weights cut short": (lambda folder: os.truncate(folder / WEIGHTS, 20_000), "mine"),
@@ -233,6 +240,15 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(tmp_path, kind):
     done = run(tmp_path, *command, **variables)
     lines = [line for line in done.stderr.splitlines() if not line.startswith("usage:")]
     assert (done.returncode, len(lines)) == (2, 1), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_notebook_03_takes_data_of_your_own(tmp_path):
+    rows = "".join(f"What is illness {i}?,Illness {i} is treated with rest and medicine {i}.\n" for i in range(30))
+    (tmp_path / "faq.csv").write_text("question,answer\n" + rows)
+    done = run(tmp_path, "medqa_lib", "03", MEDQA_DATA_DIR=str(tmp_path / "faq.csv"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(next(tmp_path.glob("home/data/*/group/manifest.json")).read_text())["sources"]["own"]["rows"] == 30
 
 
 def test_a_bug_keeps_its_traceback(capsys):

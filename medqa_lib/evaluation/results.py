@@ -94,7 +94,7 @@ def identify_weights(model: str) -> str:
         return _find_commit(source)
     digest = hashlib.sha256()
     for path in sorted(Path(source).iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin"):
+        if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
             with open(path, "rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
