@@ -6,6 +6,7 @@ import argparse
 import gc
 import os
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 import pandas as pd
 import torch
@@ -154,6 +155,8 @@ def describe_training(trainer, session: CheckpointSession) -> dict:
     if torch.cuda.is_available():
         numbers["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         line += f", peak memory {numbers['peak_memory_gib']:.1f} GiB"
+    else:
+        line += f", peak memory of the process {getrusage(RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
     session.say(line)
     return numbers
 
