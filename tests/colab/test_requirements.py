@@ -28,6 +28,7 @@ IMPORT_NAMES = {"sklearn": "scikit-learn", "xdist": "pytest-xdist", "yaml": "pyy
 OPTIONAL = {
     "triton": "comes with torch for CUDA",
     "llama_cpp": "llama.cpp: quantises an exported GGUF file, and answers from it",
+    "trackio": "logs where the user asks for it",
     "spaces": "the image of a Space with ZeroGPU has it",
     "unsloth": "a rival that tests/bench measures, from a folder of its own",
     "trl": "its collators are held against ours where it is installed",
