@@ -102,9 +102,6 @@ def split_pairs(pairs: pd.DataFrame, seed: int = 42, by: str = "group") -> Datas
     """
     if by not in ("group", "official", "random"):
         raise ValueError(f"Cannot split by {by!r}; expected 'group', 'official' or 'random'.")
-    pairs = pairs.assign(**dict.fromkeys({"references", "official"}.difference(pairs), ""))
-    if missing := [name for name in COLUMNS if name not in pairs.columns]:
-        raise ValueError(f"The pairs lack the columns {missing}; make them with merge_sources or pairs_from.")
     official = pairs["group"][(pairs["official"] == "test") & (by == "official")].unique().tolist()
     if by == "official" and not official:
         raise ValueError("No pair is of AfriMed-QA's official test; expected 'test' in column official.")
@@ -140,7 +137,7 @@ def hash_splits(splits: DatasetDict) -> dict[str, str]:
     """SHA-256 of each split's content, not of its Arrow file: one JSON line per row, cells as in COLUMNS."""
     digests = {}
     for name, split in splits.items():
-        cells = split[:]  # splits of the first cleaning have fewer columns
+        cells = split[:]
         rows = zip(*(cells[column] for column in COLUMNS if column in cells), strict=True)
         digests[name] = hashlib.sha256(b"".join(to_json(*row) + b"\n" for row in rows)).hexdigest()
     return digests

@@ -115,7 +115,7 @@ class CheckpointSession(TrainerCallback):
             self.say(f"Resuming from {best}")
             if self.is_main and verify(self.lasting_dir / best.name):
                 self._copy_to_lasting(best)
-        trained_s = read_manifest(best).get("train_time_s", 0.0) if best else 0.0
+        trained_s = read_manifest(best)["train_time_s"] if best else 0.0
         self.train_start = time.perf_counter() - trained_s
         return str(best) if best else None
 

@@ -99,8 +99,6 @@ def test_split_pairs_depends_on_the_seed_but_not_on_the_order_of_rows():
 def test_split_pairs_refuses_what_it_cannot_split():
     with pytest.raises(ValueError, match="'group', 'official' or 'random'"):
         split_pairs(many_pairs(), by="disease")
-    with pytest.raises(ValueError, match="lack the columns.*choices"):
-        split_pairs(many_pairs().drop(columns="choices"))
 
 
 @pytest.mark.parametrize("sizes", [[1000], [500, 500], [8, 1]])
@@ -244,9 +242,3 @@ def test_split_pairs_by_official_holds_the_official_rows_and_their_relatives_out
     ]
     with pytest.raises(ValueError, match="official"):
         split_pairs(pairs.assign(official=""), by="official")
-
-
-def test_split_pairs_takes_pairs_without_the_newer_columns():
-    pairs = many_pairs()
-    older = split_pairs(pairs.drop(columns=["official", "references"]))
-    assert splits.hash_splits(older) == splits.hash_splits(split_pairs(pairs))
