@@ -92,9 +92,9 @@ def compare_slices(base_scores: Scores, tuned_scores: Scores,
     about = _list_seeds(base_scores)[0]
     runs = [[_align_questions(about, scores) for scores in _list_seeds(each)]
             for each in (base_scores, tuned_scores)]
-    words, overlap, kind = (about.get(name) for name in ("reference_words", "train_overlap", "kind"))
-    masks = {} if kind is None else {"free questions": kind == "free"}
-    masks |= {} if overlap is None else {"no text of train": overlap == 0, "some text of train": overlap > 0}
+    words, overlap = about["reference_words"], about["train_overlap"]
+    masks = {"free questions": about["kind"] == "free", "no text of train": overlap == 0,
+             "some text of train": overlap > 0}
     masks |= {name: about["source"] == name for name in sorted(about["source"].unique())}
     masks |= {name: words.between(low, high, inclusive="right") for name, (low, high) in LENGTHS.items()}
     tables = {name: compare_runs(*([scores[mask.to_numpy()] for scores in each] for each in runs), metrics)

@@ -1,7 +1,5 @@
 """The bootstrap against simulated truth, against a slow bootstrap written out, and against values worked out by hand."""
 
-import time
-import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -382,8 +380,6 @@ def test_compare_slices_by_kind_overlap_source_and_length():
     assert table["verdict"].tolist() == [verdict for _, _, verdict in expected.values()]
     seeds = statistics.compare_slices([base, base], [tuned, tuned.sample(frac=1, random_state=1)], ["rouge1"])
     assert seeds["delta"].tolist() == pytest.approx(table["delta"].tolist())
-    old = [frame.drop(columns=["kind", "train_overlap"]) for frame in (base, tuned)]
-    assert statistics.compare_slices(*old, ["rouge1"])["slice"].iloc[0] == "afrimedqa"
 
 
 def test_adjust_holm_by_hand():
@@ -399,23 +395,6 @@ def test_adjust_holm_by_hand():
 )
 def test_format_p_never_says_zero(p, text):
     assert statistics.format_p(p) == text
-
-
-def test_compare_runs_is_fast_and_small():
-    rng = np.random.default_rng(6)
-    base, tuned = (
-        make_frame({name: rng.random(1800) for name in PANEL}, **make_bleu_columns(rng, 1800))
-        for _ in range(2)
-    )
-    statistics.compare_runs(base, tuned, n_resamples=2)  # imports
-    tracemalloc.start()
-    start = time.process_time()
-    table = statistics.compare_runs(base, tuned)
-    seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(table) == 14
-    assert seconds < 5
-    assert peak < 1e9
 
 
 def test_compare_many_can_still_tell_differences_among_many_runs():
