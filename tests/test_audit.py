@@ -296,7 +296,7 @@ def test_shares_by_hand(llama_like):
     report = audit_policy(None, llama_like, examples)
     assert report["rows"] == 6
     assert [report[f"{part}_share"] for part in ("prompt", "answer", "padding", "eos")] == [0, 1, 0, 1]
-    assert report["eos_by_source"] == {"long": 1, "short": 1}
+    assert {name: source["eos_share"] for name, source in report["by_source"].items()} == {"long": 1, "short": 1}
     assert report["shown"][0].endswith("### Response:\n[[Go on.</s>]]")
     examples[0]["labels"][PROMPT - 1] = examples[0]["input_ids"][PROMPT - 1]
     examples[1]["labels"][PROMPT] = _
@@ -313,7 +313,7 @@ def test_eos_lost_by_source_in_rows_that_are_cut(llama_like):
             example["input_ids"], example["labels"] = example["input_ids"][:46], example["labels"][:46]
     report = audit_policy(tiny_llama(), llama_like, examples)
     assert report["policy"] == "aligned" and report["eos_share"] == 1 / 2
-    assert report["eos_by_source"] == {"long": 0, "short": 1}
+    assert {name: source["eos_share"] for name, source in report["by_source"].items()} == {"long": 0, "short": 1}
 
 
 def test_eos_supervised_in_part(llama_like):
