@@ -44,11 +44,9 @@ WORDS = {  # what the other names do not say by themselves
 def audit_loss(model, batch, compute_loss=None) -> dict:
     """Which token is each position's prediction compared with, and with what weight?
 
-    Args:
-        batch: a collator's: input_ids (B, T) or an encoder's input, labels, and what else the model takes.
-        compute_loss: a Trainer's method of that name; by default the model's own loss.
-    Returns:
-        offset, constant (every supervised position has it), supervises_padding, ignores_minus_100,
+    Args: a collator's batch (input_ids (B, T) or an encoder's input, labels, what else the model takes); a
+        Trainer's method compute_loss, by default the model's own loss.
+    Returns: offset, constant (every supervised position has it), supervises_padding, ignores_minus_100,
         normalisation ("tokens", "rows", "sum"), honours_num_items, leaks_across_rows (an example learns from
         another, or attends to it), faults, verdict. None: it cannot be told.
     """
@@ -73,7 +71,8 @@ class _Loss:
 
     def read(self, changes=(), **items) -> SimpleNamespace:
         """loss, (B, T) targets and weights, (B, T, V) logits; embedded: what embeddings were given."""
-        head, logits, seen = self.base.get_output_embeddings(), [], SimpleNamespace(embedded=[], weights=None)
+        head, logits, gradient = self.base.get_output_embeddings(), [], None
+        seen = SimpleNamespace(embedded=[], weights=None, targets=torch.full_like(self.labels, IGNORE))
 
         def level(_module, _inputs, output):  # all tokens equally likely: no gradient vanishes
             logits.extend((output.detach(), torch.zeros_like(output).requires_grad_()))
@@ -87,7 +86,6 @@ class _Loss:
                 elif module is head and isinstance(head, torch.nn.Linear):
                     hooks.enter_context(module.register_forward_hook(level))
             seen.loss = self.compute_loss(self.model, {**self.batch, **dict(changes)}, **items)
-        gradient = None
         if seen.loss is not None and len(logits) == 2 and logits[0].ndim == 3:
             gradient, = torch.autograd.grad(seen.loss, logits[1], allow_unused=True)
         if gradient is not None:
@@ -123,15 +121,14 @@ class _Loss:
             after.enter_context(getattr(self.model, "disable_adapter", nullcontext)())
             self.model.eval()
             self.seen = seen = self.read()
-            if seen.loss is None:
-                return report | _conclude(["no_loss"])
-            if seen.weights is None:
+            if seen.loss is not None and seen.weights is None:
                 seen.targets, seen.logits = self.change_labels()
-            if (seen.targets == IGNORE).all():
-                learns = (self.labels != IGNORE).any()
-                return report | _conclude(["not_cross_entropy" if learns else "no_supervised_tokens"])
-            report |= self.place() | self.probe()
-        checks = {"no_constant_offset": report["constant"] is False,
+            labelled, learns = (self.labels != IGNORE).any(), (seen.targets != IGNORE).any()
+            if learns:
+                report |= self.place() | self.probe()
+        checks = {"no_loss": seen.loss is None, "no_supervised_tokens": not labelled,
+                  "not_cross_entropy": labelled and not learns and seen.loss is not None,
+                  "no_constant_offset": report["constant"] is False,
                   "padding_supervised": report["supervises_padding"],
                   "leaks_across_rows": report["leaks_across_rows"],
                   "minus_100_supervised": report["ignores_minus_100"] is False,
@@ -212,14 +209,12 @@ def _conclude(faults: list[str], offset: int = 1) -> dict:
 def audit_batches(dataset, collator, tokenizer, model=None, response=None, rows=256, compute_loss=None):
     """What is supervised in what the collator makes of a data set; with a model, what its loss makes of that.
 
-    Args:
-        dataset: examples as the collator takes them; `rows` of them are counted, 4 go through the model.
-        response: the text before each answer, by default the chat template's; else prompts are unknown.
-    Returns:
-        rows, offset; shares of tokens (prompt_share, answer_share, padding_share), of turns (turns_share) and
-        of rows (rows_supervised, rows_with_eos, rows_cut, eos_share: EOS is a target, double_bos,
-        special_tokens_as_text), None: unknown; by_source; shown (three rows, targets in [[ ]]); faults,
-        verdict. With a model: loss (`audit_loss`), nll (nats per token by offset: a pretrained model knows),
+    Args: examples as the collator takes them (`rows` of them are counted, 4 go through the model); response,
+        the text before each answer, by default the chat template's: without either prompts are unknown.
+    Returns: rows, offset; shares (None: unknown) of tokens (prompt_share, answer_share, padding_share), turns
+        (turns_share) and rows (rows_supervised, rows_with_eos, rows_cut, eos_share: EOS is a target,
+        double_bos, special_tokens_as_text); by_source; shown (three rows, targets in [[ ]]); faults, verdict.
+        With a model: loss (`audit_loss`), nll (nats per token by offset: a pretrained model knows),
         chance_nll, likeliest (None: it cannot tell).
     """
     report, faults = _count(*_collate(dataset, collator, rows), tokenizer, response)
@@ -358,13 +353,17 @@ def describe(report: dict) -> str:
 class AuditError(ValueError):
     """The faults found are not those declared; `faults` lists them."""
 
+    def __init__(self, faults, verdict, declared):
+        self.faults = faults
+        super().__init__(f"The label audit found {verdict}; declared: {', '.join(declared) or 'nothing'}. "
+                         "Correct data set, collator or loss, or declare what is meant.")
+
 
 class AuditCallback(transformers.TrainerCallback):
     """Audits rows of a run as the Trainer will see them, prints ten lines, and stops on an undeclared fault.
 
-    Args:
-        trainer: audits its `compute_loss` too; without it the model's own loss.
-        declared: faults that are meant, for example ("prompt_supervised",).
+    With the trainer its compute_loss is audited, without it the model's own loss. `declared`: faults that are
+    meant, for example ("prompt_supervised",).
     """
 
     def __init__(self, trainer=None, declared=(), response: str | None = None, rows: int = 256):
@@ -381,10 +380,7 @@ class AuditCallback(transformers.TrainerCallback):
         if state.is_world_process_zero:
             print(describe(report), f"  faults declared: {', '.join(self.declared) or 'none'}", sep="\n")
         if set(report["faults"]) != set(self.declared):
-            error = AuditError(f"The label audit found {report['verdict']}; declared: {[*self.declared]}. "
-                               "Correct data set, collator or loss, or declare what is meant.")
-            error.faults = report["faults"]
-            raise error
+            raise AuditError(report["faults"], report["verdict"], self.declared)
 
 
 def probe_batch(model, rows: int = 3, tokens: int = 12) -> dict:
