@@ -150,7 +150,7 @@ class _Loss:
                 "supervises_padding": share > 0.99 and bool((targets != IGNORE)[padding].any())}
 
     def probe(self) -> dict:
-        """What changes with num_items_in_batch; with fewer labels and other tokens in each second document?"""
+        """What changes with num_items_in_batch; with fewer labels and other ids in every second document?"""
         seen, found, learns = self.seen, {"honours_num_items": False}, self.labels != IGNORE
         with suppress(TypeError):  # forward has no such argument
             many = self.read(num_items_in_batch=10 * learns.sum())
@@ -182,11 +182,10 @@ class _Loss:
 
 def _find_offset(targets, ids, offsets=OFFSETS) -> tuple[float, int]:
     """(share, offset): the offset at which the largest share of the targets are their row's ids."""
-    def share(offset):
-        ahead = pad(ids, (-offset, offset), value=-1)
-        return (ahead == targets)[(targets != IGNORE) & (ahead >= 0)].float().mean().nan_to_num().item()
-
-    return max(((share(offset), offset) for offset in offsets), key=lambda place: place[0])
+    aheads = [pad(ids, (-offset, offset), value=-1) for offset in offsets]
+    shares = [(ahead == targets)[(targets != IGNORE) & (ahead >= 0)].float().mean().nan_to_num().item()
+              for ahead in aheads]
+    return max(zip(shares, offsets, strict=True), key=lambda found: found[0])
 
 
 def _number_documents(batch, ids) -> torch.Tensor:
@@ -238,7 +237,6 @@ def _collate(dataset, collator, count: int) -> tuple[dict, list[dict]]:
                      for row in rows]), rows  # collators cannot make tensors of text
 
 
-@torch.no_grad()
 def _likelihood(targets, logits) -> dict:
     row, place = (targets[:, 1:-1] != IGNORE).nonzero(as_tuple=True)
     wanted, chance = targets[row, place + 1], math.log(logits.shape[-1])
@@ -272,23 +270,23 @@ def _count(batch, rows, tokenizer, response) -> tuple[dict, list[str]]:
         for group, name in ((group, name) for group in {None, source} for name in document):
             found[group][name] += document[name]
     found[None]["padding_share"] = taken[documents < 0].tolist()
-    cut, shown = found[None]["cut"], found[None]["shown"]
+    shares = {group: {name: sum(values) / len(values) if values else None for name, values in lists.items()
+                      if name not in ("cut", "shown")} for group, lists in found.items()}
+    report, cut = shares.pop(None), found[None]["cut"]
     missing = len({*cut}) > 1  # rows without EOS that were cut have one length
-    mean = {group: {name: sum(values) / len(values) if values else None for name, values in lists.items()
-                    if name not in ("cut", "shown")} for group, lists in found.items()}
-    report = mean.pop(None)
     partly = {name for name, value in report.items() if 0 < (value or 0) < 1}
     rows, ends, eos = (report[name] or 0 for name in ("rows_supervised", "rows_with_eos", "eos_share"))
-    checks = {"no_supervised_tokens": not rows, "rows_without_supervised_tokens": "rows_supervised" in partly,
-              "turns_unsupervised": "turns_share" in partly and rows == 1,
-              "answer_partly_supervised": "answer_share" in partly and report["turns_share"] == 1,
-              "no_eos": not eos and (ends or missing), "eos_missing": eos and missing,
-              "eos_partly_supervised": 0 < eos < ends}
-    checks |= {f"{part}_supervised": report[f"{part}_share"] == 1 for part in ("prompt", "padding")}
-    checks |= {f"{part}_partly_supervised": f"{part}_share" in partly for part in ("prompt", "padding")}
-    checks |= {name: report[name] for name in ("double_bos", "special_tokens_as_text")}
+    checks = {"no_supervised_tokens": not rows, "rows_without_supervised_tokens": "rows_supervised" in partly}
+    for part in ("prompt", "padding"):
+        checks |= {f"{part}_supervised": report[f"{part}_share"] == 1,
+                   f"{part}_partly_supervised": f"{part}_share" in partly}
+    checks |= {"turns_unsupervised": "turns_share" in partly and rows == 1,
+               "answer_partly_supervised": "answer_share" in partly and report["turns_share"] == 1,
+               "no_eos": not eos and (ends or missing), "eos_missing": eos and missing,
+               "eos_partly_supervised": 0 < eos < ends,
+               "double_bos": report["double_bos"], "special_tokens_as_text": report["special_tokens_as_text"]}
     report |= {"rows": number, "offset": shift + (not shifted), "rows_cut": (not missing) * len(cut) / number,
-               "by_source": mean, "shown": shown[:3]}
+               "by_source": shares, "shown": found[None]["shown"][:3]}
     return report, faults + [name for name, fault in checks.items() if fault]
 
 

@@ -140,10 +140,10 @@ def make_faults(make):
         import trl as package
 
         trl = f"trl {package.__version__}"
-    clean = chat(t)
+    clean, one = chat(t), tiny()
 
     def check(examples, collator=None, model=None, **options):
-        return audit.audit_batches(examples, collator or padded(t), t, model or tiny(), **options)["faults"]
+        return audit.audit_batches(examples, collator or padded(t), t, model or one, **options)["faults"]
 
     relabel = lambda change: lambda batch: {**batch, "labels": change(batch["labels"])}  # noqa: E731
     mlm = transformers.DataCollatorForLanguageModeling(t, mlm=False)
@@ -203,7 +203,7 @@ def make_faults(make):
 
 def make_clean(make):
     """(name, audited faults) of fifty set-ups without a fault."""
-    setups = []
+    setups, one = [], tiny()
     rows = {
         "one turn": {}, "three turns, line breaks too": {"turns": 3, "tails": True}, "system prompt": {"system": True}, "no BOS": {"bos": False},
         "system, two turns": {"turns": 2, "system": True}, "cut": {"cut": 30},
@@ -218,7 +218,7 @@ def make_clean(make):
             setups.append((f"{kind}, {name}, padding {t.pad_token}",
                            lambda t=t, collator=collator, options=options: audit.audit_batches(
                                [row for row in chat(t, **options) if any(label != IGNORE for label in row["labels"])],
-                               collator, t, tiny())["faults"]))  # fmt: skip
+                               collator, t, one)["faults"]))  # fmt: skip
     t = chat_tokenizer(make)
     setups.append(("a Trainer that accumulates", lambda: audit_trainer(transformers.Trainer, t, tiny(), chat(t), padded(t))))
     setups.append(("tied untrained model", lambda: audit.audit_batches(chat(t), padded(t), t, tiny(tied=True))["faults"]))

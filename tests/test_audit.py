@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from audit_faults import ASKED, SAID, chat_tokenizer, make_clean, make_faults, tiny
+from audit_faults import ASKED, SAID, MeanOfMeans, chat_tokenizer, make_clean, make_faults, tiny
 from datasets import Dataset
 from torch.nn.functional import cross_entropy, one_hot, pad
 from transformers import (
@@ -58,24 +59,23 @@ def tiny_llama(tied=False):
 
 
 class Oracle(torch.nn.Module):
-    """A pretrained model: sure of the token `ahead` places on, since it looks. `shows`: gradient, values or nothing of its logits."""
+    """A pretrained model whose logits no hook reaches: sure of the token `ahead` places on, since it looks."""
 
     device = torch.device("cpu")
     get_output_embeddings = lambda self: None  # noqa: E731
     config = SimpleNamespace(vocab_size=VOCABULARY, get_text_config=lambda decoder: SimpleNamespace(eos_token_id=2))
 
-    def __init__(self, ahead=1, shows="gradient"):
+    def __init__(self, ahead=1):
         super().__init__()
-        self.ahead, self.shows = ahead, shows
+        self.ahead = ahead
 
     def forward(self, input_ids, labels=None, num_items_in_batch=None, **_inputs):
         noise = torch.randn(*input_ids.shape, VOCABULARY, generator=torch.Generator().manual_seed(0))
         logits = noise + 9 * one_hot(input_ids.roll(-self.ahead, 1), VOCABULARY)
-        logits.requires_grad_(self.shows == "gradient")
         if labels is None:
             return SimpleNamespace(logits=logits, loss=None)
         loss = ForCausalLMLoss(logits, labels, VOCABULARY, num_items_in_batch=num_items_in_batch)
-        return SimpleNamespace(logits=None if self.shows == "nothing" else logits, loss=loss)
+        return SimpleNamespace(logits=None, loss=loss)
 
 
 def with_loss(loss_of):
@@ -182,6 +182,13 @@ def test_normalisation_and_num_items():
     assert audit.audit_loss(summed, batch)["normalisation"] == "sum"
 
 
+def test_padding_that_carries_loss_is_named():
+    batch = random_batch()
+    assert audit.audit_loss(tiny_llama(), batch)["supervises_padding"] is False
+    found = audit.audit_loss(tiny_llama(), batch | {"labels": batch["input_ids"]})  # row 1 ends with three
+    assert found["faults"] == ["padding_supervised"] and found["offset"] == 1
+
+
 def test_a_batch_without_loss_or_without_targets():
     batch = random_batch()
     assert audit.audit_loss(with_loss(lambda *_: None), batch)["faults"] == ["no_loss"]
@@ -211,12 +218,6 @@ def test_documents_of_a_flattened_row():
     assert audit.audit_loss(blind, batch)["faults"] == ["leaks_across_rows"]
 
 
-def test_an_untrained_tied_model_is_no_evidence_against_correct_labels(llama_like):
-    report = audit_policy(tiny_llama(tied=True), llama_like, encode(llama_like))
-    assert (report["policy"], report["faults"]) == ("aligned", [])
-    require_policy(report, "aligned")
-
-
 def test_encoder_decoder():
     torch.manual_seed(0)
     config = T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
@@ -230,9 +231,8 @@ def test_encoder_decoder():
     assert audit.audit_loss(model, late)["faults"] == ["double_shift"]
 
 
-@pytest.mark.parametrize("shows", ["values", "nothing"])
-def test_logits_out_of_reach(shows):
-    batch, model = random_batch(), Oracle(shows=shows)
+def test_logits_out_of_reach():
+    batch, model = random_batch(), Oracle()
     assert audit.audit_loss(model, batch)["offset"] == 1
     assert audit.audit_loss(model, batch | {"labels": shift_left(batch["labels"])})["faults"] == ["double_shift"]
 
@@ -244,7 +244,7 @@ def test_logits_out_of_reach_and_a_loss_that_none_of_them_explains():
             output.loss = None if labels is None else labels[labels != _].float().mean()
             return output
 
-    assert audit.audit_loss(Regression(shows="nothing"), random_batch())["faults"] == ["not_cross_entropy"]
+    assert audit.audit_loss(Regression(), random_batch())["faults"] == ["not_cross_entropy"]
 
 
 def test_a_trainers_compute_loss_is_audited(tmp_path):
@@ -279,13 +279,12 @@ def test_the_audit_leaves_model_and_random_state_alone(llama_like):
 # What is supervised
 
 
-@pytest.mark.parametrize("model", [None, "llama"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_each_policy_is_named(llama_like, policy, model):
-    report = audit_policy(
-        model and tiny_llama(), llama_like, encode(llama_like, policy), make_collator(llama_like, policy, 64)
-    )
-    assert report["policy"] == policy
+def test_each_policy_is_named(llama_like, policy):
+    for model in (None, tiny_llama()):
+        collator = make_collator(llama_like, policy, 64)
+        report = audit_policy(model, llama_like, encode(llama_like, policy), collator)
+        assert report["policy"] == policy
     require_policy(report, policy)
     with pytest.raises(ValueError, match=policy):
         require_policy(report, "aligned" if policy != "aligned" else "no_eos")
@@ -296,7 +295,9 @@ def test_shares_by_hand(llama_like):
     report = audit_policy(None, llama_like, examples)
     assert report["rows"] == 6
     assert [report[f"{part}_share"] for part in ("prompt", "answer", "padding", "eos")] == [0, 1, 0, 1]
-    assert {name: source["eos_share"] for name, source in report["by_source"].items()} == {"long": 1, "short": 1}
+    for source in ("long", "short"):
+        shares = report["by_source"][source]
+        assert [shares[f"{part}_share"] for part in ("prompt", "answer", "eos")] == [0, 1, 1]
     assert report["shown"][0].endswith("### Response:\n[[Go on.</s>]]")
     examples[0]["labels"][PROMPT - 1] = examples[0]["input_ids"][PROMPT - 1]
     examples[1]["labels"][PROMPT] = _
@@ -313,7 +314,8 @@ def test_eos_lost_by_source_in_rows_that_are_cut(llama_like):
             example["input_ids"], example["labels"] = example["input_ids"][:46], example["labels"][:46]
     report = audit_policy(tiny_llama(), llama_like, examples)
     assert report["policy"] == "aligned" and report["eos_share"] == 1 / 2
-    assert {name: source["eos_share"] for name, source in report["by_source"].items()} == {"long": 0, "short": 1}
+    assert {name: shares["eos_share"] for name, shares in report["by_source"].items()} == {"long": 0, "short": 1}
+    assert report["rows_cut"] == 1 / 2
 
 
 def test_eos_supervised_in_part(llama_like):
@@ -325,29 +327,28 @@ def test_eos_supervised_in_part(llama_like):
     assert (report["rows_with_eos"], report["eos_share"]) == (78 / 84, 1 / 84)
 
 
-@pytest.mark.parametrize("policy", ["aligned", "preshifted", "full_sequence"])
-@pytest.mark.parametrize("collator", [None, DataCollatorWithFlattening()])
+@pytest.mark.parametrize(
+    ("policy", "collator"),
+    [("aligned", None), ("preshifted", DataCollatorWithFlattening()), ("full_sequence", None)],
+)
 def test_rows_that_are_all_cut_cannot_tell_of_eos(llama_like, policy, collator):
     report = audit_policy(tiny_llama(), llama_like, encode_cut(llama_like, policy), collator)
     require_policy(report, policy)
-    assert "no_eos" not in report["faults"] and report["policy"] == policy
+    assert report["rows_cut"] == 1
 
 
-@pytest.mark.parametrize("policy", ["aligned", "preshifted", "no_eos"])
+@pytest.mark.parametrize("policy", ["aligned", "no_eos"])
 def test_cut_rows_are_not_counted_among_those_that_lack_a_supervised_eos(llama_like, policy):
-    examples = encode(llama_like, policy) + encode_cut(llama_like, policy)
-    longest = max(len(example["input_ids"]) for example in examples)
-    cut = [row for row in encode_cut(llama_like, policy) if len(row["input_ids"]) == longest]
     report = audit_policy(None, llama_like, encode(llama_like, policy)[:2] + encode_cut(llama_like, policy))
     require_policy(report, policy)
-    assert report["rows_with_eos"] == 2 / 8 and not cut
+    assert report["rows_with_eos"] == 2 / 8
 
 
 def test_eos_that_was_never_added(llama_like):
     examples = [{name: example[name][:-1] for name in ("input_ids", "labels")} for example in encode(llama_like)]
     assert audit_policy(None, llama_like, examples)["policy"] == "no_eos"
-    half = [*examples[:3], *encode(llama_like)[3:]]
-    assert audit_policy(None, llama_like, half)["faults"] == ["eos_missing"]
+    half = audit_policy(None, llama_like, [*examples[:3], *encode(llama_like)[3:]])
+    assert half["faults"] == ["eos_missing"] and half["rows_cut"] == 0
 
 
 @pytest.mark.parametrize("model", [None, "llama"])
@@ -372,7 +373,7 @@ def test_shift_labels_are_what_the_loss_takes(llama_like, model):
     assert judge(lambda batch: batch | {"shift_labels": shift_left(shift_left(batch["labels"]))}) == ["double_shift"]
 
 
-@pytest.mark.parametrize("policy", ["aligned", "preshifted", "no_eos"])
+@pytest.mark.parametrize("policy", ["aligned", "no_eos"])
 def test_flattened_batches(llama_like, policy):
     examples = encode(llama_like, policy)
     assert audit_policy(tiny_llama(), llama_like, examples, DataCollatorWithFlattening())["policy"] == policy
@@ -486,23 +487,13 @@ def train(tmp_path, tokenizer, policy="aligned", kind=Trainer, steps=2, **option
 
 def test_callback_stops_a_run_unless_the_fault_is_declared(tmp_path, llama_like, capsys):
     trainer = train(tmp_path, llama_like)
-    assert trainer.state.global_step == 1 and "correct" in capsys.readouterr().out
+    assert trainer.state.global_step == 1 and len(re.findall("^(?:Label audit|  )", capsys.readouterr().out, re.M)) == 10
     with pytest.raises(audit.AuditError, match="double shift"):
         train(tmp_path, llama_like, "preshifted")
     train(tmp_path, llama_like, "preshifted", declared=("double_shift",))
     with pytest.raises(audit.AuditError, match="prompt_supervised"):
         train(tmp_path, llama_like, declared=("prompt_supervised",))
-
-
-def test_callback_finds_a_mean_of_means_where_it_matters(tmp_path, llama_like):
-    class MeanOfMeans(Trainer):  # every micro-batch counts the same, whatever its tokens
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            output = model(**inputs)
-            return (output.loss, output) if return_outputs else output.loss
-
-    train(tmp_path, llama_like, kind=MeanOfMeans, steps=1)
-    with pytest.raises(audit.AuditError, match="num items ignored"):
-        train(tmp_path, llama_like, kind=MeanOfMeans, steps=3)
+    train(tmp_path, llama_like, kind=MeanOfMeans, steps=1)  # a fault only where steps accumulate
 
 
 def test_what_the_trainer_logs_is_the_cross_entropy_by_hand(tmp_path, llama_like):
