@@ -85,9 +85,10 @@ class _Loss:
                         lambda _, inputs: seen.embedded.extend(inputs[:1])))
                 elif module is head and isinstance(head, torch.nn.Linear):
                     hooks.enter_context(module.register_forward_hook(level))
-            seen.loss = self.compute_loss(self.model, {**self.batch, **dict(changes)}, **items)
-        if seen.loss is not None and len(logits) == 2 and logits[0].ndim == 3:
-            gradient, = torch.autograd.grad(seen.loss, logits[1], allow_unused=True)
+            loss = self.compute_loss(self.model, {**self.batch, **dict(changes)}, **items)
+        seen.loss = None if loss is None else loss.item()
+        if loss is not None and len(logits) == 2 and logits[0].ndim == 3:
+            gradient, = torch.autograd.grad(loss, logits[1], allow_unused=True)
         if gradient is not None:
             ahead = (0, 0, self.labels.shape[1] - gradient.shape[1], 0)  # an image's positions come before
             seen.weights, targets = (-pad(gradient.float(), ahead)).max(-1)
@@ -153,8 +154,8 @@ class _Loss:
         """What changes with num_items_in_batch; with fewer labels and other ids in every second document?"""
         seen, found, learns = self.seen, {"honours_num_items": False}, self.labels != IGNORE
         with suppress(TypeError):  # forward has no such argument
-            many = self.read(num_items_in_batch=10 * learns.sum())
-            found["honours_num_items"] = bool(many.loss < 0.5 * seen.loss)
+            loss = self.read(num_items_in_batch=10 * learns.sum()).loss
+            found["honours_num_items"] = loss < 0.5 * seen.loss
         if seen.weights is None:
             return found
         word, leaks = int(self.labels[learns][-1]), []
