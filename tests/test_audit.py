@@ -214,8 +214,9 @@ def test_documents_of_a_flattened_row():
         assert audit.audit_loss(tiny_llama(), batch | {"labels": ids})["faults"] == ["leaks_across_rows"]
     blind = tiny_llama()  # attends across documents, whatever the positions say
     forward = blind.forward
-    blind.forward = lambda **inputs: forward(**inputs | {"attention_mask": torch.ones_like(ids)})
-    assert audit.audit_loss(blind, batch)["faults"] == ["leaks_across_rows"]
+    blind.forward = lambda **inputs: forward(**inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])})
+    two = {name: batch[name][:, :8] for name in ("input_ids", "labels", "position_ids")}  # the second sees the first
+    assert audit.audit_loss(blind, two)["faults"] == ["leaks_across_rows"]
 
 
 def test_encoder_decoder():
