@@ -42,7 +42,12 @@ def write_card(run: RunResult, base: RunResult, repository: str, base_model: str
         eval_results=[*(EvalResult(task_type="text-generation", dataset_type="medqa", metric_type=row.metric,
                                    dataset_name="MedQuAD and AfriMed-QA, held-out questions",
                                    metric_name=METRICS[row.metric], metric_value=round(row.tuned, 4))
-                        for row in results), *describe_choices(run, EvalResult)])
+                        for row in results),
+                      *(EvalResult(task_type="question-answering", dataset_type=AFRIMEDQA_HUB,
+                                   metric_type="accuracy", metric_name="accuracy (%)",
+                                   dataset_name=f"AfriMed-QA, {asked} held-out questions, by likelihood",
+                                   metric_value=round(100 * run.metrics["mcq_accuracy"], 1))
+                        for asked in [run.metrics.get("mcq_questions")] if asked)])
     lines = {text: run.folder.parent / name for name, text in BASELINES.items()
              if name != "baseline_random_option"}  # that has no text scores of free questions
     return str(ModelCard.from_template(
@@ -53,15 +58,6 @@ def write_card(run: RunResult, base: RunResult, repository: str, base_model: str
         question=SAMPLE_QUESTIONS[0], multiple_choice=SAMPLE_QUESTIONS[-1],
         leakage=list(leakage_report(load_splits(data)).itertuples()) if data else [],
         data=json.loads((data / "manifest.json").read_text(encoding="utf-8")) if data else None))
-
-
-def describe_choices(run: RunResult, result) -> list:
-    """The accuracy on held-out AfriMed-QA questions with options as a `result`, if there were some."""
-    if not (asked := run.metrics.get("mcq_questions")):
-        return []
-    return [result(task_type="question-answering", dataset_type=AFRIMEDQA_HUB, metric_type="accuracy",
-                   dataset_name=f"AfriMed-QA, {asked} held-out questions, options by likelihood",
-                   metric_name="accuracy (%)", metric_value=round(100 * run.metrics["mcq_accuracy"], 1))]
 
 
 def find_data(run: RunResult, home: Path) -> Path | None:

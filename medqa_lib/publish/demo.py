@@ -21,7 +21,7 @@ from medqa_lib.model import cache_argument, load_merged, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 from medqa_lib.publish.hub import find_adapters, load_adapters
 from medqa_lib.publish.safety import CRISIS, DISCLAIMER, is_crisis
-from medqa_lib.publish.sources import find_source, read_diseases
+from medqa_lib.publish.sources import find_disease, link, read_diseases
 
 MAX_PROMPT_TOKENS, MAX_NEW_TOKENS = 400, 512
 RUNNING = 2  # answers in the making at a time; they take turns token by token
@@ -109,11 +109,10 @@ def answer_question(engine: Engine, question: str, adapter: str | None, max_new_
             texts = [text.rstrip("\ufffd") for text, _ in rows]
             yield *[*texts, ""][:2], show_status(f"Answering: {about}"), show_answers(names, texts, compare)
         texts = [(text or EMPTY) + ("" if ended else CUT.format(length)) for text, ended in rows]
-        source = find_source(question, diseases or {})
-        known = f"{question} {source.text}" if source else question
-        facts = [list_facts(text, known) for text, _ in rows]
-        notes = show_answers(names, texts, compare, facts) + (source.link() if source else "")
-        yield *[*texts, ""][:2], show_status(f"Done: {about}"), notes
+        disease = find_disease(question, diseases or {})
+        known = f"{question} {diseases[disease]}" if disease else question
+        notes = show_answers(names, texts, compare, [list_facts(text, known) for text, _ in rows])
+        yield *[*texts, ""][:2], show_status(f"Done: {about}"), notes + (link(disease) if disease else "")
 
 
 def list_facts(answer: str, known: str) -> str:

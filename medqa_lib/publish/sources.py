@@ -8,24 +8,12 @@ from __future__ import annotations
 import html
 import json
 import re
-from typing import NamedTuple
+from collections.abc import Iterable
 from urllib.parse import quote_plus
 
 from medqa_lib.config import home_dir
 
 SEARCH = "https://vsearch.nlm.nih.gov/vivisimo/cgi-bin/query-meta?v%3Aproject=medlineplus&query="
-
-
-class Source(NamedTuple):
-    """A disease, and the training answers about it."""
-
-    title: str
-    text: str
-
-    def link(self) -> str:
-        """HTML of the link: title and address alone."""
-        return (f'<p>Read more: <a href="{SEARCH}{quote_plus(self.title)}" target="_blank" rel="noopener">'
-                f"{html.escape(self.title)}, at MedlinePlus</a>.</p>")
 
 
 def read_diseases() -> dict[str, str]:
@@ -41,7 +29,13 @@ def read_diseases() -> dict[str, str]:
     return {}
 
 
-def find_source(question: str, diseases: dict[str, str]) -> Source | None:
-    """The disease with the longest name that the question says."""
+def find_disease(question: str, diseases: Iterable[str]) -> str:
+    """The longest name of a disease that the question says, or ""."""
     names = [name for name in diseases if re.search(rf"\b{re.escape(name)}(?!\w)", question, re.IGNORECASE)]
-    return Source(best := max(names, key=len), diseases[best]) if names else None
+    return max(names, key=len, default="")
+
+
+def link(disease: str) -> str:
+    """HTML of the link: title and address alone."""
+    return (f'<p>Read more: <a href="{SEARCH}{quote_plus(disease)}" target="_blank" rel="noopener">'
+            f"{html.escape(disease)}, at MedlinePlus</a></p>")

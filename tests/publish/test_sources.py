@@ -12,12 +12,12 @@ TRAIN = Dataset.from_dict({
 })  # fmt: skip
 
 
-def test_find_source_gives_the_longest_name_that_the_question_says():
-    diseases = {"Anemia": "a", "iron deficiency anemia": "b", "Marfan & <co>": "c"}
-    assert sources.find_source("Is Iron Deficiency Anemia common?", diseases).text == "b"
-    assert sources.find_source("Is it anemia, pernicious?", diseases).title == "Anemia"
-    assert sources.find_source("How are anemias treated?", diseases) is None
-    link = sources.find_source("what is marfan & <co>?", diseases).link()
+def test_find_disease_gives_the_longest_name_that_the_question_says():
+    diseases = ["Anemia", "iron deficiency anemia", "Marfan & <co>"]
+    assert sources.find_disease("Is Iron Deficiency Anemia common?", diseases) == "iron deficiency anemia"
+    assert sources.find_disease("Is it anemia, pernicious?", diseases) == "Anemia"
+    assert sources.find_disease("How are anemias treated?", diseases) == ""
+    link = sources.link(sources.find_disease("what is marfan & <co>?", diseases))
     assert "query=Marfan+%26+%3Cco%3E" in link and "Marfan &amp; &lt;co&gt;" in link
 
 
