@@ -17,6 +17,7 @@ import torch
 
 from medqa_lib.config import EXPERIMENTS, Profile, current_profile
 from medqa_lib.evaluation.facts import FACTS
+from medqa_lib.evaluation.generation import end_ids
 from medqa_lib.model import cache_argument, load_merged, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 from medqa_lib.publish.hub import find_adapters, load_adapters
@@ -60,16 +61,17 @@ class Engine:
 
     def stream(self, ids: list[int], adapters: Sequence[str], max_new_tokens: int) -> Iterator[list[tuple]]:
         """Greedy answers to a prompt's ids, a token longer per step: (text, ended) untuned, then tuned."""
-        eos, names = self.tokenizer.eos_token_id, ["__base__", *adapters]
+        ends, names = end_ids(self.model, self.tokenizer), ["__base__", *adapters]
         ids = torch.tensor([ids] * len(names), device=self.model.device)
         answers, cache = [[] for _ in names], None
         for _ in range(max_new_tokens):
             ids, cache = self._next_tokens(ids, cache, names)
             for answer, token in zip(answers, ids[:, 0].tolist(), strict=True):
-                if answer[-1:] != [eos]:
+                if not answer or answer[-1] not in ends:
                     answer.append(token)
-            ended = [answer[-1] == eos for answer in answers]
-            texts = [self.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+            ended = [answer[-1] in ends for answer in answers]
+            texts = [self.tokenizer.decode(answer[:-1] if over else answer, skip_special_tokens=True).strip()
+                     for answer, over in zip(answers, ended, strict=True)]
             yield list(zip(texts, ended, strict=True))
             if all(ended):
                 return

@@ -62,6 +62,16 @@ def test_stream_ends_with_the_answers_of_the_evaluated_models(engine, adapters, 
     assert [right for _, (right, _) in found] == tuned
 
 
+def test_stream_ends_with_the_models_own_end_tokens_too(engine, monkeypatch):
+    """Llama 3, Qwen and Gemma have several; the evaluated answers end with any of them."""
+    eos = engine.tokenizer.eos_token_id
+    a, b, c = engine.tokenizer.convert_tokens_to_ids(list("abc"))
+    planned = iter([[a, b], [c, b], [b, eos]])
+    monkeypatch.setattr(engine, "_next_tokens", lambda *_: (torch.tensor(next(planned)).view(2, 1), None))
+    monkeypatch.setattr(engine.model.generation_config, "eos_token_id", [eos, c])
+    assert stream(engine, "What is gout?", "exp_004", 9)[-1] == [("a", True), ("bb", True)]
+
+
 def test_stream_grows_step_by_step(engine):
     steps = stream(engine, "What is gout?", "exp_004", 10)
     assert 1 < len(steps) <= 10
