@@ -29,12 +29,8 @@ _TOPIC = re.compile(r"(?:concerning|regarding|about|on|with regards? to|as regar
                     r"|(?=(?:\S+\s*){1,4}$)", re.IGNORECASE)
 _ASKS = re.compile(r"\?|\.\.|_|\b(?:wh\w+|how|except|not|true|false|\w*correct|wrong|best|most|least|is|are"
                    r"|was|has|can|may|by|from|includes?|\w+ed|\w+ing|causes?|refers?)\b", re.IGNORECASE)
-_SPECIES = re.compile(r"[A-J]\.\s?(?:albicans|anthracis|auris|baumannii|botulinum|burgdorferi|cereus|coli"
-                      r"|difficile|diphtheriae|duodenale|faecalis|faecium|fragilis|fumigatus|histolytica"
-                      r"|influenzae|jejuni|lamblia|pertussis|perfringens|pylori|tetani|trachomatis)\b")
 _GLUED = re.compile(r"(?>.*?\bA\s?[.)])(?>.*?B\s?[.)]).*?C\s?[.)]")
 _PROMPT_MARKER = re.compile(r"#{2,}[ \t]*(?:Instruction|Response)[ \t]*:", re.IGNORECASE)
-# Logic puzzles and genealogy in AfriMed-QA.
 _NOT_MEDICAL = re.compile(r"\blogical(?:ly)? (?:conclude|infer|reasoning)|^if all\b|\bgenealog"
                           r"|\bbury the survivors", re.IGNORECASE)
 
@@ -109,7 +105,7 @@ def tidy_options(row: Row) -> Row:
     in_place = [bool(match) and match[1].upper() == LETTERS[place] for place, match in enumerate(found)]
     if sum(in_place) >= max(2, len(options) - 1):
         for place, match in enumerate(found):
-            names = _SPECIES if in_place[place] else re.compile(r"[A-J]\.\s?[a-z]")
+            names = texts.SPECIES if in_place[place] else re.compile(r"[A-J]\.\s?[a-z]")
             if match and not names.match(options[place]):
                 options[place] = options[place][match.end():]
     return row._replace(options=tuple(options))

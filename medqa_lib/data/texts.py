@@ -137,6 +137,11 @@ _OPTION_LABEL = re.compile(r"^(?:option\s*(?:[A-E]|\d)\s*(?:is (?:the )?correct(
 _REASON_LABEL = re.compile(r"^(?:explanation|rationale(?:/reasoning)?|reason)\s*:\s*", re.IGNORECASE)
 
 
+SPECIES = re.compile(r"[A-J]\.\s?(?:albicans|anthracis|auris|baumannii|botulinum|burgdorferi|cereus|coli"
+                     r"|difficile|diphtheriae|duodenale|faecalis|faecium|fragilis|fumigatus|histolytica"
+                     r"|influenzae|jejuni|lamblia|pertussis|perfringens|pylori|tetani|trachomatis)\b")
+
+
 def strip_answer_label(answer: str) -> str:
     """The answer without `Answer:`, `Option D is correct.`, a lone option letter, or quotes around it all."""
     answer = answer[1:-1].strip() if re.fullmatch(r'"[^"]*"', answer) else answer
