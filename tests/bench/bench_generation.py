@@ -3,7 +3,7 @@
 Speed: a random model of TinyLlama's size, 256 prompts x 256 new tokens, EOS ignored. Agreement: SmolLM2-135M's real weights.
 The questions come from MEDQA_DATA_DIR, else from the bundled sample (repeated with numbers). Results go to
 $OUT/generation_<gpu>.json (by default `runs/bench`) after each arm, so a failing arm costs only itself; a table is printed last.
-`--cpu` only checks that the script runs: tiny sizes.
+`--t4`: float16, no flash attention. `--cpu` only checks that the script runs: tiny sizes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT))
 OUT = Path(os.environ.get("OUT", ROOT / "runs" / "bench"))
 parser = argparse.ArgumentParser()
 parser.add_argument("--cpu", action="store_true")
-CPU = parser.parse_args().cpu
+parser.add_argument("--t4", action="store_true", help="forbid what capability 7.5 lacks")
+CPU, T4 = parser.parse_args().cpu, parser.parse_args().t4
 ROWS, NEW, ALL, ONE_BY_ONE = (6, 12, 10, (2, 4)) if CPU else (256, 256, 1800, (4, 32))
 UNSLOTH_TOKENS_S, STATIC_CACHE_TOKENS_S = (
     4_244,
@@ -44,6 +45,14 @@ prepare = subprocess.Popen([sys.executable, "-c", convert], cwd=ROOT)
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch.nn.attention import sdpa_kernel  # noqa: E402
+
+if T4:  # before anything of ours asks
+    import triton
+
+    triton.runtime.driver.active.get_current_target()  # Triton compiles for the card that is there
+    torch.cuda.get_device_capability = lambda device=None: (7, 5)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 from medqa_lib.config import PROFILES, LoraSettings  # noqa: E402
 from medqa_lib.data.sources import SAMPLE_DIR, load_sources  # noqa: E402

@@ -2,16 +2,16 @@
 
     bench_t4.py bf16 WORK     tokens/s of the fast path in bfloat16 (a folder with another medqa_lib first in PYTHONPATH: of that one)
     bench_t4.py t4 WORK       float16: fast against the padded Trainer, losses, gradient norms, memory, 400 steps, an overflow
-    bench_t4.py learn WORK    WORK/smol.npz: 100 steps on real rows by both paths, validation losses
+    bench_t4.py learn WORK    SmolLM2: 100 steps on real rows (MEDQA_DATA_DIR) by both paths, validation losses
     bench_t4.py tolerance WORK  what the proof at the start measures, with and without planted faults
 
-Random weights in TinyLlama's configuration (`learn`: what the file holds). Results are appended to WORK/NAME.jsonl. `--cpu` tries
+Random weights in TinyLlama's configuration (`learn`: SmolLM2's own). Results are appended to WORK/NAME.jsonl. `--cpu` tries
 it out with a tiny model in Triton's interpreter.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 import os
 import sys
@@ -39,6 +39,9 @@ HALF = m.NAME in ("t4", "learn")
 DTYPE = torch.float32 if CPU else torch.float16 if HALF else torch.bfloat16
 CAP_BYTES = 15e9
 if HALF and not CPU:
+    import triton
+
+    triton.runtime.driver.active.get_current_target()  # Triton asks once for the card that it compiles for: the real one
     torch.cuda.get_device_capability = lambda device=None: (7, 5)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -69,45 +72,32 @@ def save_random_model() -> None:
         LlamaForCausalLM(config).to(DTYPE).save_pretrained(folder())
 
 
-def save_cropped_model() -> None:
-    """SmolLM2's first layers from blocks of 32 4-bit numbers, q * d + lo."""
-    import numpy as np
+def profile():
+    from medqa_lib.config import PROFILES
 
-    file = np.load(m.WORK / "smol.npz")
-    state = {}
-    for name in {key.split("|")[0] for key in file.files} - {"config", "ids", "lens", "prompt"}:
-        if name + "|q" in file.files:
-            packed = file[name + "|q"]
-            q = np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), 32)
-            value = (q * file[name + "|d"].astype(np.float32) + file[name + "|lo"]).reshape(
-                file[name + "|shape"]
-            )
-        else:
-            value = file[name]
-        state[name] = torch.tensor(value)
-    config = LlamaConfig(**json.loads(file["config"].tobytes()))
-    model = LlamaForCausalLM(config)
-    missing = model.load_state_dict(state, strict=False)
-    assert set(missing.missing_keys) <= {"lm_head.weight"} and not missing.unexpected_keys, missing
-    model.tie_weights()
-    model.to(DTYPE).save_pretrained(folder())
+    return dataclasses.replace(PROFILES["gpu"], model="smollm2-135m")
 
 
-def real_examples() -> list[dict]:
-    import numpy as np
+def real_examples(n_train: int = 3200, n_validation: int = 400) -> list[dict]:
+    """Encoded rows of the real splits, with correct labels."""
+    from medqa_lib.data.prepare import prepare_splits
+    from medqa_lib.labels import encode_split
+    from medqa_lib.model import load_tokenizer
 
-    file = np.load(m.WORK / "smol.npz")
-    lengths, prompts, flat = (file[name].astype(int).tolist() for name in ("lens", "prompt", "ids"))
-    examples, start = [], 0
-    for length, prompt in zip(lengths, prompts, strict=True):
-        ids = flat[start : start + length]
-        examples.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
-        start += length
+    splits, tokenizer, examples = prepare_splits(), load_tokenizer(profile()), []
+    for name, n in (("train", n_train), ("validation", n_validation)):
+        rows = splits[name].shuffle(seed=42).select(range(n + 100))  # some have no answer within 512 tokens
+        encoded, _ = encode_split(tokenizer, rows, 512, "aligned")
+        examples += [{key: row[key] for key in ("input_ids", "labels")} for row in encoded.select(range(n))]
     return examples
 
 
 def folder():
-    return m.WORK / f"model_{m.NAME}"
+    if m.NAME != "learn":
+        return m.WORK / f"model_{m.NAME}"
+    from medqa_lib.standin import model_path
+
+    return model_path(profile())
 
 
 def load(targets=QKV, dropout: float = 0.05):
@@ -351,6 +341,7 @@ if CPU:
 
     fast_train.DecoderLayer.attend = fast_helpers.attend_on_cpu
     fast_train.DecoderLayer.attend_backward = fast_helpers.attend_backward_on_cpu
-(save_cropped_model if m.NAME == "learn" else save_random_model)()
+if m.NAME != "learn":
+    save_random_model()
 globals()[f"run_{m.NAME}"]()
 os._exit(0)
