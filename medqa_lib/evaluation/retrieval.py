@@ -1,0 +1,115 @@
+"""Passages of training answers before a question: found by BM25, numbered, and checked sentence by sentence.
+
+A passage is found by the question that its answer belongs to. A supported sentence says what a passage says; it
+need not be true of the disease that was asked about.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medqa_lib.evaluation.facts import find_genes, find_modes, find_numbers
+
+WORDS, PASSAGES, TITLE_WORDS = 100, 2, 30  # of a passage; before a question; of a passage's own question
+K1, B = 1.2, 0.75  # BM25's usual constants
+SUPPORTED = 0.5  # share of a sentence's words that a passage must have
+_SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Up to WORDS words of a training answer. `similarity`: its share of the largest score, 0 to 1."""
+
+    title: str
+    text: str
+    source: str
+    similarity: float = 0.0
+
+
+class Index:
+    """BM25 (Robertson and Zaragoza 2009) over the questions of a training split; it needs no network."""
+
+    def __init__(self, train):
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        self.train, self.groups = train, np.array(train["group"])
+        self.counter = CountVectorizer()
+        counts = self.counter.fit_transform(train["question"]).astype(float).tocsr()
+        rows, words = counts.shape
+        found = np.bincount(counts.indices, minlength=words)
+        rarity = np.log(1 + (rows - found + 0.5) / (found + 0.5))
+        length = np.asarray(counts.sum(axis=1)).ravel()
+        norm = np.repeat(K1 * (1 - B + B * length / length.mean()), np.diff(counts.indptr))
+        counts.data = rarity[counts.indices] * counts.data * (K1 + 1) / (counts.data + norm)
+        self.weights, self.rarity = counts, rarity
+
+    def find(self, questions: Sequence[str], groups: Sequence[str] | None = None) -> list[list[Passage]]:
+        """For each question the PASSAGES nearest passages, those of its own group left out."""
+        asked, found = self.counter.transform(questions).astype(float), []
+        best = np.maximum(asked @ (self.rarity * (K1 + 1)), 1e-9)  # no answer's score is larger
+        for start in range(0, len(questions), 256):
+            scores = (asked[start:start + 256] @ self.weights.T).toarray()
+            for row, score in enumerate(scores, start):
+                if groups is not None:
+                    score[self.groups == groups[row]] = -1
+                found.append(self._read(score, best[row]))
+        return found
+
+    def _read(self, score: np.ndarray, best: float) -> list[Passage]:
+        nearest = np.argsort(-score, kind="stable")[:PASSAGES]
+        passages = []
+        for row in (self.train[int(place)] | {"score": score[place]} for place in nearest if score[place] > 0):
+            title = " ".join(row["question"].split()[:TITLE_WORDS])
+            passages += [Passage(title, text, row["source"], float(row["score"] / best))
+                         for text in cut_passages(row["answer"])]
+        return passages[:PASSAGES]
+
+
+def cut_passages(answer: str) -> list[str]:
+    """The answer in pieces of whole sentences, up to WORDS words each; a longer sentence is cut."""
+    pieces: list[list[str]] = [[]]
+    for sentence in _SENTENCES.split(answer):
+        words = sentence.split()
+        for start in range(0, len(words), WORDS):
+            part = words[start:start + WORDS]
+            if len(pieces[-1]) + len(part) > WORDS:
+                pieces.append([])
+            pieces[-1] += part
+    return [" ".join(piece) for piece in pieces if piece]
+
+
+def ask(question: str, passages: Sequence[Passage]) -> str:
+    """The question with its passages in front: `prompts.format_prompt` makes the instruction of it."""
+    texts = [f"[{number}] {each.title}\n{each.text}" for number, each in enumerate(passages, 1)]
+    return "\n\n".join([*texts, f"Question: {question}"]) if texts else question
+
+
+def cite(answer: str, passages: Sequence[Passage], question: str = "") -> list[tuple[str, int | None]]:
+    """Each sentence with the number of the first passage that supports it: 0 for none, None for no claim."""
+    known = _words(question)
+    return [(sentence, _find_support(sentence, passages, known))
+            for sentence in _SENTENCES.split(answer.strip()) if sentence]
+
+
+def _find_support(sentence: str, passages: Sequence[Passage], known: set[str]) -> int | None:
+    """A passage supports a sentence if it states all of its facts and half of its other words."""
+    words, facts = _words(sentence) - known, _facts(sentence)
+    if not words and not facts:
+        return None
+    for number, each in enumerate(passages, 1):
+        text = f"{each.title} {each.text}"
+        if facts <= _facts(text) and len(words & _words(text)) >= SUPPORTED * len(words):
+            return number
+    return 0
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]{4,}", text.lower()))
+
+
+def _facts(text: str) -> set:
+    return find_modes(text) | find_genes(text) | find_numbers(text)
