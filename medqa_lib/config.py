@@ -16,6 +16,7 @@ from pathlib import Path
 QKV = ("q_proj", "k_proj", "v_proj")
 ALL_LINEAR = (*QKV, "o_proj", "gate_proj", "up_proj", "down_proj")
 DRIVE, SCRATCH = Path("/content/drive"), Path("/content/medqa_scratch")  # in Colab
+PASSAGE_TOKENS = 384  # two passages of 100 words with their questions
 POLICIES = ("aligned", "preshifted", "full_sequence", "padding_supervised", "no_eos")
 
 
@@ -50,8 +51,15 @@ class Experiment:
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     max_length: int = 512
+    passages: str = ""  # before each question: "nearest" or "random" ones of `evaluation.retrieval`
     logging_steps: int = 50
     save_steps: int = 50
+
+
+    @property
+    def row_length(self) -> int:
+        """The longest row in tokens: passages come on top, so that they do not shorten the answers."""
+        return self.max_length + PASSAGE_TOKENS * bool(self.passages)
 
 
 def _experiments() -> dict[str, Experiment]:
@@ -68,7 +76,9 @@ def _experiments() -> dict[str, Experiment]:
     fifth = change(fourth, "exp_005", "How far does the best recipe of a search within the same budget go?",
                    learning_rate=4e-3, lr_scheduler_type="cosine",
                    lora=LoraSettings(lora_dropout=0.0, target_modules=ALL_LINEAR))
-    runs = [first, second, third, fourth, fifth]
+    sixth = change(fifth, "exp_006", "Do the two nearest training passages before the question help?",
+                   passages="nearest")
+    runs = [first, second, third, fourth, fifth, sixth]
     runs += [change(run, f"{run.name}_aligned", f"What would {run.name} give with correct labels?",
                     label_policy="aligned") for run in (first, second)]
     runs += [change(fourth, f"ablation_{policy}", f"What does the label policy '{policy}' cost?",

@@ -76,6 +76,8 @@ def run_identity(experiment: Experiment | None, profile: Profile, data_hashes: d
     """What must be equal for a checkpoint or a result to be used again, as JSON values."""
     recipe = dataclasses.asdict(experiment) if experiment else {}
     recipe = {name: value for name, value in recipe.items() if name not in EXPLANATIONS}
+    if not recipe.get("passages"):  # results from before there were any stay valid
+        recipe.pop("passages", None)
     evaluation = {name: getattr(profile, name)
                   for name in ("max_new_tokens", "test_questions", "validation_pairs", "bertscore_encoder")}
     folder = Path(profile.model)

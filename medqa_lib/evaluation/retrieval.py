@@ -1,7 +1,7 @@
 """Passages of training answers before a question: found by BM25, numbered, and checked sentence by sentence.
 
-A passage is found by the question that its answer belongs to. A supported sentence says what a passage says; it
-need not be true of the disease that was asked about.
+A passage is found by the question that its answer belongs to. A supported sentence says what a passage says;
+that need not be true of the disease that was asked about.
 """
 
 from __future__ import annotations
@@ -47,26 +47,42 @@ class Index:
         counts.data = rarity[counts.indices] * counts.data * (K1 + 1) / (counts.data + norm)
         self.weights, self.rarity = counts, rarity
 
-    def find(self, questions: Sequence[str], groups: Sequence[str] | None = None) -> list[list[Passage]]:
-        """For each question the PASSAGES nearest passages, those of its own group left out."""
+    def find(self, questions: Sequence[str], groups: Sequence[str] | None = None,
+             kind: str = "nearest") -> list[list[Passage]]:
+        """For each question PASSAGES passages, those of its own group left out.
+
+        Args:
+            kind: "nearest", "random", or "mixed": every third question gets random ones, distractors only, so
+                that training shows passages that do not help, too (RAFT, Zhang et al. 2024).
+        """
+        rng = np.random.default_rng(42)
         asked, found = self.counter.transform(questions).astype(float), []
         best = np.maximum(asked @ (self.rarity * (K1 + 1)), 1e-9)  # no answer's score is larger
         for start in range(0, len(questions), 256):
             scores = (asked[start:start + 256] @ self.weights.T).toarray()
             for row, score in enumerate(scores, start):
+                if kind == "random" or kind == "mixed" and row % 3 == 2:
+                    score = rng.random(len(score)) * 1e-6
                 if groups is not None:
                     score[self.groups == groups[row]] = -1
                 found.append(self._read(score, best[row]))
         return found
 
     def _read(self, score: np.ndarray, best: float) -> list[Passage]:
-        nearest = np.argsort(-score, kind="stable")[:PASSAGES]
         passages = []
-        for row in (self.train[int(place)] | {"score": score[place]} for place in nearest if score[place] > 0):
+        for place in np.argsort(-score, kind="stable")[:PASSAGES]:
+            row, similarity = self.train[int(place)], float(score[place] / best)
             title = " ".join(row["question"].split()[:TITLE_WORDS])
-            passages += [Passage(title, text, row["source"], float(row["score"] / best))
-                         for text in cut_passages(row["answer"])]
+            passages += [Passage(title, text, row["source"], similarity)
+                         for text in cut_passages(row["answer"]) if similarity > 0]
         return passages[:PASSAGES]
+
+
+def add_passages(split, index: Index, kind: str = "nearest"):
+    """The split with passages of other groups before its questions."""
+    questions = list(split["question"])
+    found = index.find(questions, list(split["group"]), kind)
+    return split.remove_columns("question").add_column("question", list(map(ask, questions, found)))
 
 
 def cut_passages(answer: str) -> list[str]:

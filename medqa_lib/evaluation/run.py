@@ -16,10 +16,10 @@ import torch
 from datasets import Dataset
 
 from medqa_lib import metrics
-from medqa_lib.config import Experiment, Profile, current_profile, home_dir
+from medqa_lib.config import PASSAGE_TOKENS, Experiment, Profile, current_profile, home_dir
 from medqa_lib.data.prepare import hash_splits, prepare_splits
 from medqa_lib.data.splits import train_overlap
-from medqa_lib.evaluation import likelihood, results
+from medqa_lib.evaluation import likelihood, results, retrieval
 from medqa_lib.evaluation.answers import AnswerStore
 from medqa_lib.evaluation.facts import RED_LINES, crosses_red_line, score_facts
 from medqa_lib.evaluation.generation import generate_records
@@ -53,6 +53,7 @@ class RunContext:
     profile: Profile
     home: Path
     identity: dict
+    passages: str = ""  # before each question: "nearest" or "random"
 
     @property
     def folder(self) -> Path:
@@ -89,9 +90,9 @@ def result_identity(experiment: Experiment | None, profile: Profile, splits) -> 
     return results.run_identity(experiment, profile, hash_splits(splits))
 
 
-def encode_validation(tokenizer, validation, profile: Profile, context: int = 2**20):
+def encode_validation(tokenizer, validation, profile: Profile, context: int = 2**20, passages: str = ""):
     """Validation rows with correct labels, whatever policy a run trains on: this loss compares all runs."""
-    limit = min(profile.max_length or 512, context)
+    limit = min((profile.max_length or 512) + PASSAGE_TOKENS * bool(passages), context)
     encoded, counts = encode_split(tokenizer, sample_rows(validation, profile.validation_pairs), limit)
     lost = [f"{counts[name]} ({reason})" for name, reason in UNUSABLE.items() if name in counts]
     if lost and is_main_process():
@@ -157,15 +158,20 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test) -> tuple[dic
     base = load_base_model(profile)
     check_model(base, tokenizer)
     model = load_merged(adapter_dir, profile, base)
-    validation = encode_validation(tokenizer, context.splits["validation"], profile, context_length(base))
+    validation, asked = context.splits["validation"], [*questions, *OWN_QUESTIONS]
+    if context.passages:
+        index = retrieval.Index(context.splits["train"])
+        validation = retrieval.add_passages(validation, index, context.passages)
+        asked = list(map(retrieval.ask, asked, index.find(asked, kind=context.passages)))
+    validation = encode_validation(tokenizer, validation, profile, context_length(base), context.passages)
     loss = likelihood.completion_loss(model, validation)
     if not math.isfinite(loss):
         raise ValueError(f"The validation loss of {context.name} is {loss}: no results are saved.")
-    answers = generate_records(model, tokenizer, [*questions, *OWN_QUESTIONS], profile.max_new_tokens,
-                               context.answers(adapter_dir))
+    answers = generate_records(model, tokenizer, asked, profile.max_new_tokens, context.answers(adapter_dir))
     numbers = {"validation_loss": loss, "perplexity": math.exp(min(loss, 700)),
                "n_validation": len(validation)}
-    return numbers, answers, likelihood.score_options(model, tokenizer, questions, list(test["choices"]))
+    options = likelihood.score_options(model, tokenizer, asked[:len(test)], list(test["choices"]))
+    return numbers, answers, options
 
 
 def score_test(context: RunContext, test, answers) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from medqa_lib import standin
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir, make_home
 from medqa_lib.data.prepare import prepare_splits
+from medqa_lib.evaluation import retrieval
 from medqa_lib.evaluation.results import RunResult, find_finished, load_run, lock_run, run_identity
 from medqa_lib.evaluation.run import (
     RunContext,
@@ -61,7 +62,7 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
     experiment = profile.scale(get_experiment(experiment) if isinstance(experiment, str) else experiment)
     splits = splits or prepare_splits(by=experiment.split, home=home)
     identity = result_identity(experiment, profile, splits)
-    context = RunContext(experiment.name, splits, profile, home, identity)
+    context = RunContext(experiment.name, splits, profile, home, identity, experiment.passages)
     if finished := find_finished(context.folder, identity):
         print(f"{experiment.name} is finished; its log:\n{finished.log or '(none kept)'}")
         return finished
@@ -95,17 +96,21 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
         model = model.dequantize(dtype=torch.float32)
     check_model(model, tokenizer)
     context = context_length(model)
-    train, counts = encode_split(tokenizer, splits["train"], min(experiment.max_length, context),
+    if experiment.passages:
+        index = retrieval.Index(splits["train"])
+        splits = {"train": retrieval.add_passages(splits["train"], index, "mixed"),
+                  "validation": retrieval.add_passages(splits["validation"], index, experiment.passages)}
+    train, counts = encode_split(tokenizer, splits["train"], min(experiment.row_length, context),
                                  experiment.label_policy, experiment.truncation)
-    validation = encode_validation(tokenizer, splits["validation"], profile, context)
+    validation = encode_validation(tokenizer, splits["validation"], profile, context, experiment.passages)
     validation = validation.select(range(min(VALIDATION_PAIRS_WHILE_TRAINING, len(validation))))
-    collator = make_collator(tokenizer, experiment.label_policy, experiment.max_length)
+    collator = make_collator(tokenizer, experiment.label_policy, experiment.row_length)
     report = audit_policy(model, tokenizer, train, collator)
     require_policy(report, experiment.label_policy)
     model = add_lora(model, experiment.lora, experiment.seed)
     if experiment.label_policy == "padding_supervised":
         path = "padded"  # the other paths have no padding
-    plan = planning.plan_training(model, experiment.total_batch_size, experiment.max_length, path=path,
+    plan = planning.plan_training(model, experiment.total_batch_size, experiment.row_length, path=path,
                                   examples=train,
                                   processes=int(os.environ.get("WORLD_SIZE", "1")))
     for line in describe_run(experiment, model, counts, report["verdict"], plan):
