@@ -94,14 +94,14 @@ def disprove(model, path: str, examples: list[dict] | None = None) -> str:
     start, training = {name: weight.detach().clone() for name, weight in weights.items()}, model.training
     try:
         gpus = [model.device] if model.device.type == "cuda" else []  # none in a test
-        with torch.random.fork_rng(gpus), torch.no_grad():
+        with torch.random.fork_rng(gpus):  # the fast path draws seeds for dropout, too
             for name, parameter in weights.items():
                 if "lora_B" in name:
-                    parameter.normal_(std=0.02)
-        expected = _loss_and_gradients(model.eval(), alone)
-        prepare(model, path)
-        for _ in range(2):  # the fast path's first pass compiles, its second one records and replays graphs
-            found = _loss_and_gradients(model, [collate(examples)])
+                    parameter.data.normal_(std=0.02)
+            expected = _loss_and_gradients(model.eval(), alone)
+            prepare(model, path)
+            for _ in range(2):  # the first pass of the fast path compiles, the second records graphs
+                found = _loss_and_gradients(model, [collate(examples)])
         return _compare(found, expected) or (_find_leak(model, examples, collate) if path != "fast" else "")
     except Exception as error:  # whatever it is, the padded path does without
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
