@@ -7,6 +7,7 @@ import torch
 from smoke_adapters import SMOKE, make_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from medqa_lib.config import PROFILES
 from medqa_lib.model import load_merged
 from medqa_lib.prompts import format_prompt
 from medqa_lib.publish import export
@@ -69,7 +70,7 @@ def test_export_gguf_writes_a_modelfile_with_the_prompt_and_without_a_repetition
     lines = reader.data.filename.with_name("Modelfile").read_text().splitlines()
     parameters = dict(line.split()[1:] for line in lines if line.startswith("PARAMETER"))
     assert float(parameters["temperature"]) == 0 and float(parameters["repeat_penalty"]) == 1
-    assert int(parameters["num_predict"]) == 256 and int(parameters["num_ctx"]) > 0
+    assert int(parameters["num_predict"]) == PROFILES["gpu"].max_new_tokens and int(parameters["num_ctx"]) > 0
     template = "\n".join(lines).partition('"""')[2].partition('"""')[0]
     assert template == format_prompt("{{ .Prompt }}")
 
