@@ -86,6 +86,9 @@ def run_notebooks(paths: list[Path], folder: Path, kernel=None) -> int:
 
 def prepare_environment() -> Profile:
     """Fix the profile and the folders for all kernels, which start in notebooks/. In Colab they are on Drive.
+
+    Raises:
+        ValueError: there is no such profile, or the project folder cannot be written.
     """
     os.environ["MEDQA_HOME"] = str(colab.mount_drive())
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else each kernel warns of frozen modules

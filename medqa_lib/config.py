@@ -163,7 +163,11 @@ def home_dir() -> Path:
 
 
 def make_home() -> Path:
-    """`home_dir()`, made and tried."""
+    """`home_dir()`, made and tried.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
     home = home_dir()
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -181,7 +185,11 @@ def scratch_dir(home: Path) -> Path:
 
 
 def read_settings() -> dict:
-    """SETTINGS with what `settings.json` in the project folder says."""
+    """SETTINGS with what `settings.json` in the project folder says.
+
+    Raises:
+        ValueError: the file is not JSON, or has a name that is no setting.
+    """
     path = home_dir() / "settings.json"
     try:
         chosen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -193,6 +201,9 @@ def read_settings() -> dict:
 
 def write_settings(**choices) -> Path:
     """Keep the choices in `settings.json` for all later notebooks, and return its path. "" means the default.
+
+    Raises:
+        ValueError: a name is no setting, or the profile is unknown; the old file stays.
     """
     _require_settings(choices)
     chosen = {name: value for name, value in choices.items() if value not in (None, "")}
@@ -215,7 +226,11 @@ def data_dir() -> Path | None:
 
 
 def current_profile() -> Profile:
-    """The profile that the user has chosen (else `gpu` with CUDA, `cpu` without)."""
+    """The profile that the user has chosen (else `gpu` with CUDA, `cpu` without).
+
+    Raises:
+        ValueError: there is no such profile.
+    """
     chosen = read_settings()
     name = os.environ.get("MEDQA_PROFILE") or chosen["profile"]
     if not name:
@@ -229,7 +244,11 @@ def current_profile() -> Profile:
 
 
 def get_experiment(name: str) -> Experiment:
-    """EXPERIMENTS[name]."""
+    """EXPERIMENTS[name].
+
+    Raises:
+        ValueError: there is no such experiment; the message lists the names.
+    """
     return _find(EXPERIMENTS, name, "experiment")
 
 

@@ -39,6 +39,8 @@ def label_ids(input_ids: list[int], prompt_tokens: int, policy: str = "aligned",
 
     The policy `padding_supervised` differs from `aligned` in the collator only.
 
+    Raises:
+        ValueError: unknown policy, or no answer token is left.
     Example:
         >>> label_ids([1, 5, 6, 7, 2], prompt_tokens=3)
         [-100, -100, -100, 7, 2]
@@ -99,6 +101,8 @@ def encode_split(tokenizer: PreTrainedTokenizerBase, split: Dataset, max_length:
     Returns:
         (Dataset with input_ids, labels and source; counts: rows, kept, tokens, supervised_tokens and those of
         whole, cut_at_sentence, cut_mid_answer and the keys of `UNUSABLE` that occurred)
+    Raises:
+        ValueError: unknown policy or truncation, or no row is left.
     """
     from datasets import Dataset
 

@@ -76,6 +76,9 @@ def score_answers(predictions: Sequence[str], references: Sequence[str | Sequenc
     Returns:
         N rows: the columns of METRICS; for those of CORPUS_METRICS the columns that are summed instead.
         LATIN_ONLY are left out, with a line, where most letters of the references are others.
+    Raises:
+        ValueError: the lengths differ, or the encoder is unknown.
+        RuntimeError: the encoder can be neither downloaded nor found in the cache.
     Example:
         >>> score_answers(["Rest and fluids"], ["Rest, fluids"]).loc[0, "rouge1"]
         0.8

@@ -110,7 +110,12 @@ def context_length(model: PreTrainedModel) -> int:
 
 @torch.no_grad()
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Stop before hours are spent on a model and a tokenizer that cannot be trained or evaluated."""
+    """Stop before hours are spent on a model and a tokenizer that cannot be trained or evaluated.
+
+    Raises:
+        ValueError: the tokenizer has no EOS, not the model's, or ids that the model has not; or logits are
+            not finite, or depend on later tokens.
+    """
     eos, own = tokenizer.eos_token_id, model.generation_config.eos_token_id
     own, name = own if isinstance(own, list) else [own], type(model).__name__
     if eos is None:

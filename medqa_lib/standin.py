@@ -67,7 +67,11 @@ def fetch_wheel(package: str) -> Path:
 
 
 def model_path(profile: Profile | None = None) -> str:
-    """What `from_pretrained` takes for this profile's model: a Hub id or a local folder."""
+    """What `from_pretrained` takes for this profile's model: a Hub id or a local folder.
+
+    Raises:
+        ValueError: it is neither. A path that was mistyped is not looked up on the Hub.
+    """
     model = (profile or current_profile()).model
     source = MODELS.get(model, model)
     if source.startswith("wheel:"):

@@ -51,6 +51,10 @@ def load_exams(sources: dict[str, pd.DataFrame] | None = None) -> pd.DataFrame:
     AfriMed-QA: 3,907 expert questions, the Hub's split `test` (3,910) without three that have no key or no
     options; of several keys the first one counts, as with its authors. MedQA: the 1,273 test questions with
     four options (Jin et al. 2021).
+
+    Raises:
+        ValueError: there is no AfriMed-QA.
+        ConnectionError: MedQA cannot be fetched.
     """
     frame = (sources or load_sources()).get("afrimedqa")
     if frame is None:

@@ -51,6 +51,9 @@ def generate_records(model, tokenizer, questions: list, max_new_tokens: int = 25
         questions: texts, which are put into the prompt format, or token ids, which are taken as they are.
         store: answers found there are read instead of generated; new ones are appended.
         batch_size: rows per batch; halved whenever memory runs out.
+    Raises:
+        ValueError: an answer is not in `store` and there is no model, or no prompt fits its context.
+        torch.OutOfMemoryError: a single question does not fit.
     """
     prompts = [tuple(encode_prompt(tokenizer, each) if isinstance(each, str) else each) for each in questions]
     room = context_length(model) - max_new_tokens if model is not None else None

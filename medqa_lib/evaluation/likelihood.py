@@ -27,6 +27,8 @@ def completion_loss(model, examples: Sequence[dict]) -> float:
         model: causal language model; it is left in evaluation mode.
         examples: list or Dataset of rows with `input_ids` and unshifted `labels`, (T,) each, as
             `labels.encode_example` gives them.
+    Raises:
+        ValueError: no token is supervised.
     """
     losses, tokens = sum_answer_losses(model, list(examples))
     if not any(tokens):

@@ -156,7 +156,11 @@ class UnfinishedRun(ValueError):
 
 
 def load_run(folder: str | Path) -> RunResult:
-    """Read a run's folder; `log.txt` may be missing."""
+    """Read a run's folder; `log.txt` may be missing.
+
+    Raises:
+        UnfinishedRun: the message names the file.
+    """
     folder, contents = Path(folder), []
     for name, (kind, needed) in FILES.items():
         try:

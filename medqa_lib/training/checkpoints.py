@@ -66,7 +66,11 @@ def verify(checkpoint: Path) -> str:
 
 
 def copy_checkpoint(source: Path, lasting_dir: Path) -> Path:
-    """Copy a checkpoint file by file and flush, the manifest last; then read it back."""
+    """Copy a checkpoint file by file and flush, the manifest last; then read it back.
+
+    Raises:
+        OSError: the lasting folder is gone, full or read-only, or it gives other bytes back.
+    """
     manifest, target = read_manifest(source), lasting_dir / source.name
     target.mkdir(exist_ok=True)  # no parents: a Drive that vanished must not come back as a local folder
     (target / MANIFEST).unlink(missing_ok=True)
@@ -101,7 +105,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def latest_valid(folder: Path, identity: dict) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and why each newer one was skipped."""
+    """The newest checkpoint that is whole, and why each newer one was skipped.
+
+    Raises:
+        ResumeRefused: that checkpoint belongs to another identity; the message lists the differences.
+    """
     skipped = []
     for checkpoint in list_checkpoints(folder):
         if problem := verify(checkpoint):

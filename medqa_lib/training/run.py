@@ -146,7 +146,11 @@ def describe_run(experiment: Experiment, model, counts: dict, verdict: str, plan
 
 
 def describe_training(trainer, session: CheckpointSession) -> dict:
-    """Say what the training took. The numbers are for metrics.json."""
+    """Say what the training took. The numbers are for metrics.json.
+
+    Raises:
+        TrainingDiverged: a trained weight is not finite.
+    """
     model, state, seconds = trainer.model, trainer.state, session.train_time_s
     if not all(bool(value.isfinite().all()) for value in model.parameters() if value.requires_grad):
         raise training.TrainingDiverged(f"A weight is not finite after step {state.global_step}. Lower the "

@@ -33,7 +33,11 @@ KEEP = 2  # checkpoints in each folder
 
 @contextmanager
 def explain_save_errors(folder: Path) -> Iterator[None]:
-    """CheckpointError for a full disk: OSError from Python, RuntimeError from torch, SafetensorError."""
+    """A full disk comes as OSError from Python, RuntimeError from torch and SafetensorError from safetensors.
+
+    Raises:
+        CheckpointError: instead of them; the message says what to do.
+    """
     try:
         yield
     except Exception as error:
@@ -86,7 +90,11 @@ class CheckpointSession(TrainerCallback):
                   "copy it before this machine goes away.")
 
     def require_owner(self) -> None:
-        """Stop if a newer start has taken over. A Drive that is away says nothing, so training goes on."""
+        """Stop if a newer start has taken over. A Drive that is away says nothing, so training goes on.
+
+        Raises:
+            RunBusy: another process owns the run.
+        """
         try:
             current = json.loads((self.lasting_dir / OWNER).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -96,6 +104,10 @@ class CheckpointSession(TrainerCallback):
 
     def require_lasting(self) -> None:
         """Before an adapter or results are written: this run still owns the folder, and the folder is there.
+
+        Raises:
+            CheckpointError: the lasting folder is gone; writing would make a local one that looks like it.
+            RunBusy: another process owns the run.
         """
         if self.is_main and not self.lasting_dir.is_dir():
             raise CheckpointError(f"{self.lasting_dir} is gone. The last checkpoint is in {self.local_dir}: "
@@ -103,7 +115,11 @@ class CheckpointSession(TrainerCallback):
         self.require_owner()
 
     def resume_from(self) -> str | None:
-        """The newest whole checkpoint of both folders, for `Trainer.train`; None: start afresh."""
+        """The newest whole checkpoint of both folders, for `Trainer.train`; None: start afresh.
+
+        Raises:
+            ResumeRefused: it belongs to another configuration.
+        """
         found = []
         for folder in dict.fromkeys((self.local_dir, self.lasting_dir)):
             checkpoint, skipped = latest_valid(folder, self.identity)
