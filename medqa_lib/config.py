@@ -55,7 +55,6 @@ class Experiment:
     logging_steps: int = 50
     save_steps: int = 50
 
-
     @property
     def row_length(self) -> int:
         """The longest row in tokens: passages come on top, so that they do not shorten the answers."""

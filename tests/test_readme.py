@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from medqa_lib.evaluation.results import load_run
+from medqa_lib.evaluation.significance import compare_runs
 from medqa_lib.metrics import summarize_scores
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +103,17 @@ def test_gains_in_the_text_are_the_published_ones():
     rouge, bleu = re.search(r"in ROUGE-2 \((\S+)%\) and loses in BLEU \((\S+)%\)", README).groups()
     assert int(rouge) == round(100 * (best["rouge2"] / copy["rouge2"] - 1))
     assert int(bleu) == round(100 * (best["bleu"] / copy["bleu"] - 1))
+
+
+def test_passages_add_nothing_that_can_be_shown():
+    assert "(exp_006) adds nothing we can show" in " ".join(README.split())
+    exp_005, exp_006 = (
+        [load_run(PUBLISHED / f"{run}{seed}").scores for seed in ("", "_seed43", "_seed44")]
+        for run in ("exp_005", "exp_006")
+    )
+    metrics = ["rouge2", "rougeL", "bleu", "bertscore_f1", "fact_accuracy"]
+    table = compare_runs(exp_005, exp_006, metrics, n_resamples=5_000)
+    assert set(table["verdict"]) == {"no difference"} and (table["n"] == 1494).all()
 
 
 def test_what_was_seen_is_remembered():

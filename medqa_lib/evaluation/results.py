@@ -243,7 +243,11 @@ class RunBusy(RuntimeError):
 
 @contextmanager
 def lock_run(name: str, profile: Profile, home: Path) -> Iterator[None]:
-    """Work on a run alone. The operating system frees the lock when its process ends, however it ends."""
+    """Work on a run alone. The operating system frees the lock when its process ends, however it ends.
+
+    Raises:
+        RunBusy: another process of this machine works on it.
+    """
     path = scratch_dir(home) / "locks" / profile.model_slug / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     first = os.environ.get("RANK", "0") == "0"  # of several processes the first holds it for all

@@ -1,8 +1,4 @@
-"""Passages of training answers before a question: found by BM25, numbered, and checked sentence by sentence.
-
-A passage is found by the question that its answer belongs to. A supported sentence says what a passage says;
-that need not be true of the disease that was asked about.
-"""
+"""Passages of training answers before a question: found by BM25 over their own questions, and numbered."""
 
 from __future__ import annotations
 
@@ -12,11 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medqa_lib.evaluation.facts import find_genes, find_modes, find_numbers
-
 WORDS, PASSAGES, TITLE_WORDS = 100, 2, 30  # of a passage; before a question; of a passage's own question
 K1, B = 1.2, 0.75  # BM25's usual constants
-SUPPORTED = 0.5  # share of a sentence's words that a passage must have
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -26,7 +19,6 @@ class Passage:
 
     title: str
     text: str
-    source: str
     similarity: float = 0.0
 
 
@@ -73,8 +65,8 @@ class Index:
         for place in np.argsort(-score, kind="stable")[:PASSAGES]:
             row, similarity = self.train[int(place)], float(score[place] / best)
             title = " ".join(row["question"].split()[:TITLE_WORDS])
-            passages += [Passage(title, text, row["source"], similarity)
-                         for text in cut_passages(row["answer"]) if similarity > 0]
+            passages += [Passage(title, text, similarity) for text in cut_passages(row["answer"])
+                         if similarity > 0]
         return passages[:PASSAGES]
 
 
@@ -83,6 +75,13 @@ def add_passages(split, index: Index, kind: str = "nearest"):
     questions = list(split["question"])
     found = index.find(questions, list(split["group"]), kind)
     return split.remove_columns("question").add_column("question", list(map(ask, questions, found)))
+
+
+def prepare_training(splits, kind: str) -> dict:
+    """Train and validation rows with passages; of the former every third has random ones."""
+    index = Index(splits["train"])
+    return {"train": add_passages(splits["train"], index, "mixed"),
+            "validation": add_passages(splits["validation"], index, kind)}
 
 
 def cut_passages(answer: str) -> list[str]:
@@ -102,30 +101,3 @@ def ask(question: str, passages: Sequence[Passage]) -> str:
     """The question with its passages in front: `prompts.format_prompt` makes the instruction of it."""
     texts = [f"[{number}] {each.title}\n{each.text}" for number, each in enumerate(passages, 1)]
     return "\n\n".join([*texts, f"Question: {question}"]) if texts else question
-
-
-def cite(answer: str, passages: Sequence[Passage], question: str = "") -> list[tuple[str, int | None]]:
-    """Each sentence with the number of the first passage that supports it: 0 for none, None for no claim."""
-    known = _words(question)
-    return [(sentence, _find_support(sentence, passages, known))
-            for sentence in _SENTENCES.split(answer.strip()) if sentence]
-
-
-def _find_support(sentence: str, passages: Sequence[Passage], known: set[str]) -> int | None:
-    """A passage supports a sentence if it states all of its facts and half of its other words."""
-    words, facts = _words(sentence) - known, _facts(sentence)
-    if not words and not facts:
-        return None
-    for number, each in enumerate(passages, 1):
-        text = f"{each.title} {each.text}"
-        if facts <= _facts(text) and len(words & _words(text)) >= SUPPORTED * len(words):
-            return number
-    return 0
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z]{4,}", text.lower()))
-
-
-def _facts(text: str) -> set:
-    return find_modes(text) | find_genes(text) | find_numbers(text)

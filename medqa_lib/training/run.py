@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import sys
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 
 import pandas as pd
 import torch
@@ -97,9 +97,7 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     check_model(model, tokenizer)
     context = context_length(model)
     if experiment.passages:
-        index = retrieval.Index(splits["train"])
-        splits = {"train": retrieval.add_passages(splits["train"], index, "mixed"),
-                  "validation": retrieval.add_passages(splits["validation"], index, experiment.passages)}
+        splits = retrieval.prepare_training(splits, experiment.passages)
     train, counts = encode_split(tokenizer, splits["train"], min(experiment.row_length, context),
                                  experiment.label_policy, experiment.truncation)
     validation = encode_validation(tokenizer, splits["validation"], profile, context, experiment.passages)
@@ -164,7 +162,9 @@ def describe_training(trainer, session: CheckpointSession) -> dict:
     if torch.cuda.is_available():
         numbers["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         line += f", peak memory {numbers['peak_memory_gib']:.1f} GiB"
-    else:
+    elif sys.platform == "linux":  # macOS counts it in other units, Windows not at all
+        from resource import RUSAGE_SELF, getrusage
+
         line += f", peak memory of the process {getrusage(RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
     session.say(line)
     return numbers

@@ -69,7 +69,10 @@ def test_identity_follows_a_local_models_weights_and_not_its_place(tmp_path):
     here, there = (shutil.copytree(source, tmp_path / place / "my-llama") for place in ("a", "b"))
     first = identity_of(here)
     assert identity_of(there) == first and str(tmp_path) not in json.dumps(first)
-    for name, change in (("model.safetensors", -1), ("generation_config.json", None)):
+    for folder in (here, there):  # as a slow tokenizer has it
+        (folder / "merges.txt").write_bytes(b"1 2")
+    first = identity_of(here)
+    for name, change in (("model.safetensors", -1), ("generation_config.json", None), ("merges.txt", None)):
         content = (there / name).read_bytes()
         changed = content[:-1] + bytes([content[-1] ^ 1]) if change else content.replace(b"1", b"3")
         (there / name).write_bytes(changed)
