@@ -211,7 +211,7 @@ def launch_app(app, port: int | None = None, block: bool = True) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Load model and adapters, then serve the page until interrupted."""
     parser = argparse.ArgumentParser(prog="medqa_lib.demo", description="Ask the untuned and a tuned model.")
-    parser.add_argument("--adapter", help="folder, Hub repository or Space; default: your runs or the study's")
+    parser.add_argument("--adapter", help="folder, Hub name or Space; default: your runs or the study's")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     options = parser.parse_args(arguments)
     try:
