@@ -5,6 +5,7 @@
 """Ask the fine-tuned model a question: `uv run ask.py "What are the treatments for asthma?"`.
 
 Not medical advice. Nothing of this project is imported: one file, plain PEFT, an environment that uv makes.
+On a CPU with AVX512-BF16 bitsandbytes multiplies in bfloat16: the words can differ from the evaluated ones.
 """
 
 import argparse
