@@ -43,3 +43,11 @@ def test_ask_puts_passages_before_the_question():
     assert retrieval.ask("Flu?", []) == "Flu?"
     text = retrieval.ask("Flu?", [Passage("Gout?", "Urate."), Passage("Cold?", "A virus.")])
     assert text == "[1] Gout?\nUrate.\n\n[2] Cold?\nA virus.\n\nQuestion: Flu?"
+
+
+def test_every_third_training_question_gets_random_passages():
+    found = retrieval.Index(TRAIN).find(["gout"] * 300, kind="mixed")
+    texts = [[each.text for each in passages] for passages in found]
+    others, thirds = [each for row, each in enumerate(texts) if row % 3 != 2], texts[2::3]
+    assert all(each == ["Urate crystals."] for each in others)
+    assert {text for each in thirds for text in each} == set(TRAIN["answer"])
