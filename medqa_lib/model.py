@@ -29,6 +29,16 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
 
+def is_sharded() -> bool:
+    """Whether `accelerate launch` shards the model over several GPUs (FSDP)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+
+
+def whole(weight: torch.Tensor) -> torch.Tensor:
+    """A weight that FSDP has sharded, gathered (each process must call this); any other as it is."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
+
 @functools.cache
 def cache_argument() -> str:
     """What `forward` calls earlier keys and values: `cache`, before transformers 5.24 `past_key_values`."""
@@ -49,14 +59,18 @@ def load_tokenizer(profile: Profile | None = None) -> PreTrainedTokenizerBase:
 def load_base_model(profile: Profile | None = None, quantized: bool = True) -> PreTrainedModel:
     """The untuned model on this process's device: NF4 with double quantisation, or in the compute dtype.
 
+    One that will be sharded stays on the CPU, in a storage dtype that FSDP can split.
+
     Raises:
         RuntimeError: it can be neither downloaded nor found in the cache, or is no whole causal model.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                             bnb_4bit_compute_dtype=compute_dtype())
-    device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
+                             bnb_4bit_compute_dtype=compute_dtype(),
+                             bnb_4bit_quant_storage=compute_dtype() if is_sharded() else torch.uint8)
+    on_gpu = torch.cuda.is_available() and not is_sharded()
+    device = int(os.environ.get("LOCAL_RANK", 0)) if on_gpu else "cpu"
     path = model_path(profile)
     model, loaded = _from_pretrained(AutoModelForCausalLM, path, dtype=compute_dtype(),
                                      device_map={"": device}, output_loading_info=True,

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -63,20 +65,24 @@ def score_options(model, tokenizer, questions: Sequence[str], choices: Sequence[
 
 
 def sum_answer_losses(model, examples: Sequence[dict]) -> tuple[list[float], list[int]]:
-    """(N,) summed loss in nats and (N,) number of supervised tokens, in batches of similar length."""
+    """(N,) summed loss in nats and (N,) number of supervised tokens, in batches of similar length.
+
+    Under `accelerate launch` every process must call this: each computes its share, and all get all.
+    """
     model.eval()
-    losses, tokens = [0.0] * len(examples), [0] * len(examples)
-    order = sorted(range(len(examples)), key=lambda row: len(examples[row]["input_ids"]), reverse=True)
-    with tqdm(total=len(order), desc="answer loss", unit="example", leave=False, file=sys.stdout,
-              disable=len(order) < 200) as bar:
-        while order:
-            size = max(1, MAX_BATCH_TOKENS[model.device.type] // len(examples[order[0]]["input_ids"]))
-            rows, order = order[:size], order[size:]
-            found = _compute_losses(model, [examples[row] for row in rows])
-            for row, loss in zip(rows, found, strict=True):
-                losses[row], tokens[row] = float(loss.sum()), len(loss)
-            bar.update(len(rows))
-    return losses, tokens
+    order, batches = sorted(range(len(examples)), key=lambda row: -len(examples[row]["input_ids"])), []
+    while order:
+        size = max(1, MAX_BATCH_TOKENS[model.device.type] // len(examples[order[0]]["input_ids"]))
+        batches, order = [*batches, order[:size]], order[size:]
+    state, found = PartialState(cpu=not torch.cuda.is_available()), []
+    # As many batches for each, since a sharded model computes them together.
+    batches += batches[-1:] * (-len(batches) % state.num_processes)
+    for rows in tqdm(batches[state.process_index::state.num_processes], desc="answer loss", unit="batch",
+                     leave=False, file=sys.stdout, disable=len(examples) < 200 or not state.is_main_process):
+        losses = _compute_losses(model, [examples[row] for row in rows])
+        found += [(row, (float(loss.sum()), len(loss))) for row, loss in zip(rows, losses, strict=True)]
+    found = dict(gather_object(found))
+    return tuple(map(list, zip(*(found[row] for row in range(len(examples))), strict=True))) or ([], [])
 
 
 @torch.no_grad()

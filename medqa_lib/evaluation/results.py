@@ -14,7 +14,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -243,17 +243,25 @@ class RunBusy(RuntimeError):
 
 @contextmanager
 def lock_run(name: str, profile: Profile, home: Path) -> Iterator[None]:
-    """Work on a run alone. The operating system frees the lock when its process ends, however it ends.
+    """Work on a run alone: wait while another process of this machine does, which may leave it finished.
 
-    Raises:
-        RunBusy: another process of this machine works on it.
+    The operating system frees the lock when its process ends, however it ends.
     """
     path = scratch_dir(home) / "locks" / profile.model_slug / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    first = os.environ.get("RANK", "0") == "0"  # of several processes the first holds it for all
+    lock = FileLock(path)
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first holds it for all
+        try:
+            lock.acquire(timeout=DYING_S)
+        except Timeout:
+            print(f"Another process works on {name} in {home}. Waiting for it to end ...", flush=True)
+            lock.acquire()
     try:
-        lock = FileLock(path).acquire(timeout=DYING_S) if first else nullcontext()
-    except Timeout:
-        raise RunBusy(f"Another process works on {name} in {home}. Wait for it to end, or stop it.") from None
-    with lock:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            import torch
+            from accelerate import PartialState
+
+            PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
         yield
+    finally:
+        lock.release()

@@ -111,10 +111,8 @@ def run_base(splits=None, profile: Profile | None = None, home: Path | None = No
     profile, home = profile or current_profile(), home or home_dir()
     splits = splits or prepare_splits(home=home)
     context = RunContext(name, splits, profile, home, result_identity(None, profile, splits))
-    if finished := results.find_finished(context.folder, context.identity):
-        return finished
     with lock_run(name, profile, home):
-        return evaluate_run(context)
+        return results.find_finished(context.folder, context.identity) or evaluate_run(context)
 
 
 def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: pd.DataFrame | None = None,

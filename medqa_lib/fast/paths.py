@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from functools import partial
 
@@ -32,8 +31,6 @@ def refuse(model, path: str) -> str:
     """Why this machine or this model cannot take the path; "" if it can."""
     capability = torch.cuda.get_device_capability(next(model.parameters()).device)
     least = (7, 5) if path == "fast" else (8, 0)
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
-        return "FSDP shards the weights, and this path reads them whole"
     if capability < least:
         return f"it needs a GPU of capability {least[0]}.{least[1]} or more"
     if path == "padding_free":

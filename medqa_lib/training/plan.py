@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from medqa_lib.model import compute_dtype
+from medqa_lib.model import compute_dtype, is_sharded
 
 try:
     from medqa_lib import fast
@@ -61,7 +61,7 @@ def plan_training(model, total_batch_size: int = 32, max_length: int = 512, *, p
     first = [examples[row] for row in range(min(4, len(examples)))] if examples else None
     path, reason = _choose_path(model, path, processes, first)
     prepare_model(model, path)
-    fits, why = 8, "no GPU"
+    fits, why = (4, f"sharded over {processes} GPUs") if is_sharded() else (8, "no GPU")
     if device.type == "cuda":
         token_bytes = measure_bytes_per_token(model, path)
         torch.cuda.empty_cache()

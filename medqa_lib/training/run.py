@@ -29,9 +29,11 @@ from medqa_lib.model import (
     add_lora,
     check_model,
     context_length,
+    is_sharded,
     load_base_model,
     load_tokenizer,
     trainable_share,
+    whole,
 )
 from medqa_lib.training import plan as planning
 from medqa_lib.training import trainer as training
@@ -44,8 +46,10 @@ VALIDATION_PAIRS_WHILE_TRAINING = 200  # the curve needs fewer than the final fi
 
 
 def run_experiment(experiment: Experiment | str, splits=None, profile: Profile | None = None,
-                   home: Path | None = None, path: str | None = None) -> RunResult:
+                   home: Path | None = None, path: str | None = None) -> RunResult | None:
     """Train and evaluate one experiment; whatever an earlier, interrupted call has finished is used again.
+
+    A model sharded over several GPUs is only trained, and None returned: evaluation needs it whole.
 
     Args:
         experiment: an entry of EXPERIMENTS or its name, at full size: the profile scales it.
@@ -54,7 +58,7 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
         path: how a step is computed, one of `plan.PATHS`; by default the fastest that this machine allows.
     Raises:
         ValueError: unknown experiment, labels other than it declares, or results of another run in the way.
-        RunBusy: another process works on this run, or has taken it over.
+        RunBusy: another process has taken this run over.
         CheckpointError: checkpoints cannot be written, or belong to another run.
         TrainingDiverged: the loss or a weight is not finite.
     """
@@ -63,15 +67,21 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
     splits = splits or prepare_splits(by=experiment.split, home=home)
     identity = result_identity(experiment, profile, splits)
     context = RunContext(experiment.name, splits, profile, home, identity, experiment.passages)
-    if finished := find_finished(context.folder, identity):
-        print(f"{experiment.name} is finished; its log:\n{finished.log or '(none kept)'}")
-        return finished
+    with lock_run(experiment.name, profile, home):
+        if finished := find_finished(context.folder, identity):
+            print(f"{experiment.name} is finished; its log:\n{finished.log or '(none kept)'}")
+            return finished
+        return _train_and_evaluate(experiment, context, path)
+
+
+def _train_and_evaluate(experiment: Experiment, context: RunContext, path: str | None) -> RunResult | None:
+    profile, home, splits = context.profile, context.home, context.splits
     if profile.bertscore_encoder:
         standin.fetch_encoder(profile.bertscore_encoder)  # if that fails, it is said before the training
     adapter_dir = home / "adapters" / profile.model_slug / experiment.name
     local, lasting = checkpoint_folders(home, profile.model_slug, experiment.name)
-    with (lock_run(experiment.name, profile, home),
-          CheckpointSession(local, lasting, run_identity(experiment, profile, identity["data"])) as session):
+    identity = run_identity(experiment, profile, context.identity["data"])
+    with CheckpointSession(local, lasting, identity) as session:
         losses, numbers = train_adapter(experiment, splits, profile, session, adapter_dir, path)
         gc.collect()  # the model and its graphs
         torch.cuda.empty_cache()
@@ -79,6 +89,8 @@ def run_experiment(experiment: Experiment | str, splits=None, profile: Profile |
             context.folder.mkdir(parents=True, exist_ok=True)
             (context.folder / "log.txt").write_text("\n".join(session.lines) + "\n", encoding="utf-8")
         PartialState().wait_for_everyone()  # the first process has written the adapter
+        if is_sharded():
+            return None
         evaluate_run(context, adapter_dir, losses, numbers, before_save=session.require_lasting)
         PartialState().wait_for_everyone()
         return load_run(context.folder)
@@ -92,7 +104,7 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
         (loss history, numbers for metrics.json)
     """
     tokenizer, model = load_tokenizer(profile), load_base_model(profile)
-    if model.device.type == "cpu":  # once, not at every use: the same numbers, a fifth less time per step
+    if not torch.cuda.is_available():  # once, not at every use: the same numbers, a fifth less time per step
         model = model.dequantize(dtype=torch.float32)
     check_model(model, tokenizer)
     context = context_length(model)
@@ -106,6 +118,8 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     report = audit_policy(model, tokenizer, train, collator)
     require_policy(report, experiment.label_policy)
     model = add_lora(model, experiment.lora, experiment.seed)
+    if is_sharded():
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if experiment.label_policy == "padding_supervised":
         path = "padded"  # the other paths have no padding
     plan = planning.plan_training(model, experiment.total_batch_size, experiment.row_length, path=path,
@@ -125,8 +139,9 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     losses = training.loss_history(trainer.state.log_history)
     session.say(training.loss_table(losses))
     session.require_lasting()
+    weights = {name: whole(weight) for name, weight in model.named_parameters() if weight.requires_grad}
     if session.is_main:
-        model.save_pretrained(adapter_dir)
+        model.save_pretrained(adapter_dir, state_dict=weights if is_sharded() else None)
         tokenizer.save_pretrained(adapter_dir)
     return losses, numbers
 
@@ -150,7 +165,7 @@ def describe_training(trainer, session: CheckpointSession) -> dict:
         TrainingDiverged: a trained weight is not finite.
     """
     model, state, seconds = trainer.model, trainer.state, session.train_time_s
-    if not all(bool(value.isfinite().all()) for value in model.parameters() if value.requires_grad):
+    if not all(bool(whole(value).isfinite().all()) for value in model.parameters() if value.requires_grad):
         raise training.TrainingDiverged(f"A weight is not finite after step {state.global_step}. Lower the "
                                         f"learning rate and delete {session.lasting_dir}.")
     trainable, share = trainable_share(model)
@@ -183,7 +198,7 @@ def main() -> None:
     for name in names:
         untuned = name in UNTUNED
         run = run_base(prepare_splits(by=UNTUNED[name]), name=name) if untuned else run_experiment(name)
-        if int(os.environ.get("RANK", "0")) == 0:
+        if run and int(os.environ.get("RANK", "0")) == 0:
             print(f"{name}: validation loss {run.metrics['validation_loss']:.4f}, results in {run.folder}")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()  # gloo's threads sometimes abort a process that ends inside

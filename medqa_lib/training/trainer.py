@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer, TrainerState, TrainingArguments
 
 from medqa_lib.config import Experiment
@@ -30,7 +31,7 @@ class AnswerTrainer(Trainer):
 
     def __init__(self, *args, session: CheckpointSession, **kwargs):
         super().__init__(*args, callbacks=[session], **kwargs)
-        self.session = session
+        self.session, self.new_tokens = session, 0
 
     def train(self, resume_from_checkpoint: str | None = None):
         """Train to the last step. A checkpoint of it is only loaded: the Trainer would train a step more."""
@@ -53,12 +54,14 @@ class AnswerTrainer(Trainer):
     def get_batch_samples(self, *args, **kwargs):
         """Counts tokens on the CPU; `include_num_input_tokens_seen` would wait for the GPU at each step."""
         batches, items = super().get_batch_samples(*args, **kwargs)
-        tokens = sum(int(batch["attention_mask"].sum()) if "attention_mask" in batch
-                     else batch["input_ids"].numel() for batch in batches)
-        if self.args.world_size > 1:
-            tokens = int(self.accelerator.gather(torch.tensor(tokens, device=self.args.device)).sum())
-        self.state.num_input_tokens_seen += tokens
+        self.new_tokens += sum(int(batch["attention_mask"].sum()) if "attention_mask" in batch
+                               else batch["input_ids"].numel() for batch in batches)
         return batches, items
+
+    def _add_new_tokens(self) -> None:
+        """Add those of all processes to the state: only before it is read, since this waits for the GPU."""
+        self.state.num_input_tokens_seen += sum(gather_object([self.new_tokens]))
+        self.new_tokens = 0
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Logs the number of tokens, too.
@@ -66,6 +69,7 @@ class AnswerTrainer(Trainer):
         Raises:
             TrainingDiverged: a loss is not finite. A checkpoint of this step is not saved.
         """
+        self._add_new_tokens()
         super().log({**logs, "tokens": self.state.num_input_tokens_seen}, *args, **kwargs)
         loss = logs.get("loss", 0.0) + logs.get("eval_loss", 0.0)
         if not math.isfinite(loss):
@@ -75,6 +79,7 @@ class AnswerTrainer(Trainer):
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
         self.session.require_owner()
+        self._add_new_tokens()
         with explain_save_errors(self.args.output_dir):
             super()._save_checkpoint(*args, **kwargs)
 
@@ -133,7 +138,8 @@ def training_arguments(experiment: Experiment, output_dir: Path, plan,
         remove_unused_columns=False,  # they are told by the signature of `forward`, which fast paths replace
         use_cpu=not on_gpu, dataloader_pin_memory=on_gpu, accelerator_config={"non_blocking": on_gpu},
         disable_tqdm=False,  # else transformers' verbosity decides, and notebooks lose the loss table
-        ddp_find_unused_parameters=False)
+        # All gradients in one bucket, once the backward pass has ended: it may be a graph.
+        ddp_find_unused_parameters=False, ddp_broadcast_buffers=False, ddp_bucket_cap_mb=512)
 
 
 def loss_history(log: list[dict]) -> pd.DataFrame:

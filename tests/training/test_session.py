@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from types import SimpleNamespace
 
@@ -201,20 +202,19 @@ def _hold_lock(home, ready):
         time.sleep(600)
 
 
-def test_lock_refuses_a_second_process_and_is_free_once_the_first_is_killed(tmp_path):
+def test_lock_waits_for_another_process_and_is_free_once_that_is_killed(tmp_path, capsys):
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     holder = context.Process(target=_hold_lock, args=(tmp_path, ready), daemon=True)
     holder.start()
     try:
         assert ready.wait(120)
-        with pytest.raises(RunBusy, match="exp_004"), lock_run("exp_004", PROFILES["smoke"], tmp_path):
-            pass
         with lock_run("exp_003", PROFILES["smoke"], tmp_path):
-            pass
-        holder.kill()
+            assert holder.is_alive() and not capsys.readouterr().out
+        killer = threading.Timer(3, holder.kill)
+        killer.start()
         with lock_run("exp_004", PROFILES["smoke"], tmp_path):
-            pass
+            assert killer.finished.is_set() and "exp_004" in capsys.readouterr().out
     finally:
         holder.kill()
         holder.join()

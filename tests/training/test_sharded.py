@@ -1,0 +1,74 @@
+"""FSDP on a 4-bit base, two processes on CPUs: half the bytes each, the loss and gradients of the whole model, an adapter as ever."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import os
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from medqa_lib.config import LoraSettings, current_profile
+from medqa_lib.model import add_lora, load_base_model, whole
+
+def build(sharded):
+    os.environ["ACCELERATE_USE_FSDP"] = str(sharded).lower()
+    model = add_lora(load_base_model(current_profile()), LoraSettings(lora_dropout=0.0), 42)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.fill_(0.02)
+    return model
+
+def step(model):
+    ids = torch.arange(5, 45)[None]
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return float(loss.detach())
+
+def size(weights):
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+torch.distributed.init_process_group("gloo")
+plain, sharded = build(False), build(True)
+sharded.gradient_checkpointing_enable({"use_reentrant": False})
+mesh = init_device_mesh("cpu", (2,))
+for layer in sharded.get_base_model().model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(sharded, mesh=mesh)
+assert abs(size(w.to_local() for w in sharded.parameters()) / size(plain.parameters()) - 0.5) < 0.01
+assert abs(step(plain) - step(sharded)) < 1e-6
+expected = dict(plain.named_parameters())
+for name, weight in sharded.named_parameters():
+    if weight.requires_grad:
+        torch.testing.assert_close(whole(weight.grad), expected[name].grad)
+        torch.testing.assert_close(whole(weight), expected[name])
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_sharded_equals_whole(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "0",
+        str(script),
+    ]
+    variables = {
+        **os.environ,
+        "MEDQA_PROFILE": "smoke",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
