@@ -196,7 +196,8 @@ class Clock(TrainerCallback):
             norms=[round(float(e["grad_norm"]), 5) for e in log][:SAME_STEPS],
             **peak_memory(),
         )
-        machine = json.loads((WORK / "prepare.jsonl").read_text().splitlines()[0])
+        prepared = WORK / "prepare.jsonl"  # bench_training.py's; bench_t4.py has none
+        machine = json.loads(prepared.read_text().splitlines()[0]) if prepared.exists() else {}
         if "matmul_tflops" in machine:
             flop = machine["flop_a_token"] * (1.5 if checkpointing else 1)
             row["floor_share"] = round(sum(timed) / wall_s * flop / machine["matmul_tflops"] / 1e12, 3)
