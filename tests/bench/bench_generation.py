@@ -46,13 +46,10 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch.nn.attention import sdpa_kernel  # noqa: E402
 
-if T4:  # before anything of ours asks
-    import triton
+if T4:  # before anything of ours asks; to the end of the process
+    from t4_conditions import forbid_newer
 
-    triton.runtime.driver.active.get_current_target()  # Triton compiles for the card that is there
-    torch.cuda.get_device_capability = lambda device=None: (7, 5)
-    torch.backends.cuda.enable_flash_sdp(False)
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    contextlib.ExitStack().enter_context(forbid_newer(refuse=False))
 
 from medqa_lib.config import PROFILES, LoraSettings  # noqa: E402
 from medqa_lib.data.sources import SAMPLE_DIR, load_sources  # noqa: E402

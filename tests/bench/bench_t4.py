@@ -11,6 +11,7 @@ it out with a tiny model in Triton's interpreter.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -20,6 +21,7 @@ import time
 if "--cpu" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"
 import measuring as m
+import t4_conditions
 import torch
 from measuring import CPU, DEVICE, ROWS, guarded, record
 from peft import LoraConfig, get_peft_model
@@ -39,13 +41,7 @@ HALF = m.NAME in ("t4", "learn")
 DTYPE = torch.float32 if CPU else torch.float16 if HALF else torch.bfloat16
 CAP_BYTES = 15e9
 if HALF and not CPU:
-    import triton
-
-    triton.runtime.driver.active.get_current_target()  # Triton asks once for the card that it compiles for: the real one
-    torch.cuda.get_device_capability = lambda device=None: (7, 5)
-    torch.backends.cuda.enable_flash_sdp(False)
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.backends.cuda.matmul.allow_tf32 = False
+    contextlib.ExitStack().enter_context(t4_conditions.forbid_newer(refuse=False))  # to the end of the process
 from medqa_lib.fast import train as fast_train  # noqa: E402
 
 
@@ -228,13 +224,14 @@ def run_t4() -> None:
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         record(
-            steps=400,
+            steps=trainer.state.global_step,
             seconds=time.perf_counter() - start,
             finite=all(map(math.isfinite, losses)),
             losses=losses[-2:],
         )
-    with guarded("overflow"):
-        overflow(renew(model))
+    if not CPU:  # a CPU has no loss scale
+        with guarded("overflow"), t4_conditions.Refuse():
+            overflow(renew(model))
 
 
 def overflow(model) -> None:
