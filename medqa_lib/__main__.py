@@ -116,7 +116,8 @@ def run_on_gpus(numbers: list[str], gpus: int) -> int:
         free.put(gpu)
     with ThreadPoolExecutor(gpus) as pool:
         for trains, some in groupby(numbers, TRAINING.__contains__):
-            if any(pool.map(start, some) if trains else map(start, some)):
+            run = pool.map if trains else map
+            if any(run(start, some)):
                 return 1
     print_results(current_profile())
     return 0

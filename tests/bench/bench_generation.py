@@ -49,7 +49,8 @@ from torch.nn.attention import sdpa_kernel  # noqa: E402
 if T4:  # before anything of ours asks; to the end of the process
     from t4_conditions import forbid_newer
 
-    contextlib.ExitStack().enter_context(forbid_newer(refuse=False))
+    FORBIDDEN = contextlib.ExitStack()
+    FORBIDDEN.enter_context(forbid_newer(refuse=False))
 
 from medqa_lib.config import PROFILES, LoraSettings  # noqa: E402
 from medqa_lib.data.sources import SAMPLE_DIR, load_sources  # noqa: E402

@@ -41,7 +41,8 @@ HALF = m.NAME in ("t4", "learn")
 DTYPE = torch.float32 if CPU else torch.float16 if HALF else torch.bfloat16
 CAP_BYTES = 15e9
 if HALF and not CPU:
-    contextlib.ExitStack().enter_context(t4_conditions.forbid_newer(refuse=False))  # to the end of the process
+    FORBIDDEN = contextlib.ExitStack()  # to the end of the process
+    FORBIDDEN.enter_context(t4_conditions.forbid_newer(refuse=False))
 from medqa_lib.fast import train as fast_train  # noqa: E402
 
 
