@@ -1,5 +1,6 @@
-"""Several GPUs against one, started as a user starts them. One job per launch; results are appended to OUT/gpus.jsonl.
+"""A GPU, or several against one, started as a user starts them. One job per launch; results are appended to OUT/gpus.jsonl.
 
+    python bench_gpus.py own OUT   your profile's model on this GPU, fast and padded: OUT/training_NAME_OF_THE_GPU.json; notebook 40 shows it
     accelerate launch --num_processes N bench_gpus.py speed OUT [--cpu]   tokens/s at 32 rows a step and at 32 a GPU
     accelerate launch --config_file medqa_lib/training/fsdp.yaml bench_gpus.py big OUT [--cap GIB] [--cpu]
     python bench_gpus.py big OUT [--cap GIB]                              the same steps on one card
@@ -21,14 +22,14 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from medqa_lib.config import PROFILES, LoraSettings, get_experiment
+from medqa_lib.config import PROFILES, LoraSettings, current_profile, get_experiment
 from medqa_lib.data.prepare import prepare_splits
 from medqa_lib.model import load_tokenizer
 from medqa_lib.training import run as training
 from medqa_lib.training.session import CheckpointSession
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("job", choices=["models", "speed", "big"])
+parser.add_argument("job", choices=["models", "speed", "big", "own"])
 parser.add_argument("out", type=Path)
 parser.add_argument("--cap", type=float)
 parser.add_argument("--cpu", action="store_true", help="try it out: a tiny model, few steps")
@@ -57,10 +58,11 @@ SIZES = {
         "intermediate_size": 14336,
     },
 }
-WARM, LAST = (1, 3) if options.cpu else (60, 180)
+STEPS = (1, 3) if options.cpu else (60, 180)
+OWN_STEPS = {"fast": (1, 3), "padded": (1, 3)} if options.cpu else {"fast": (30, 70), "padded": (4, 14)}
 
 
-def profile(model: str):
+def profile_of(model: str):
     if model == "smollm2-135m":
         return dataclasses.replace(PROFILES["smoke" if options.cpu else "gpu"], step_divisor=1)
     return dataclasses.replace(PROFILES["gpu"], model=str(options.out / "models" / model))
@@ -90,17 +92,19 @@ def save_models() -> None:
 
 
 class Clock(CheckpointSession):
-    """Notes when steps WARM and LAST end."""
+    """Notes the time when each step ends, once the GPU has done it, if it is one of `steps`."""
+
+    steps, marks = STEPS, ()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step in (WARM, LAST):
+        if state.global_step in self.steps:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.marks = (*getattr(self, "marks", ()), time.perf_counter())
+            self.marks = (*self.marks, time.perf_counter())
         return super().on_step_end(args, state, control, **kwargs)
 
 
-def train(model: str, name: str, path: str | None = None, **changes):
+def train(profile, name: str, path: str | None = None, **changes):
     """Train as `run_experiment` does; returns (losses, numbers, the session)."""
     experiment = dataclasses.replace(get_experiment("exp_004"), **changes)
     if options.cpu:
@@ -108,9 +112,37 @@ def train(model: str, name: str, path: str | None = None, **changes):
     folder = options.out / f"{name}_{PROCESSES}"
     with Clock(folder / "checkpoints", folder / "checkpoints", {}) as session:
         losses, numbers = training.train_adapter(
-            experiment, splits, profile(model), session, folder / "adapter", path
+            experiment, splits, profile, session, folder / "adapter", path
         )
         return losses, numbers, session
+
+
+def timed(profile, name: str, rows: int, steps: tuple[int, int], path: str | None = None) -> dict:
+    """Train and time the steps from the first of `steps` on; no save or validation is among them."""
+    Clock.steps = steps
+    losses, numbers, session = train(
+        profile,
+        name,
+        path,
+        total_batch_size=rows,
+        max_steps=steps[1] + 2,
+        save_steps=steps[1] + 2,
+        logging_steps=steps[0],
+        learning_rate=2e-4,
+    )
+    tokens = losses[losses["split"] == "train"].set_index("step")["tokens"]
+    last, seconds = tokens.index[tokens.index <= steps[1]].max(), session.marks[1] - session.marks[0]
+    tokens_s = (tokens[last] - tokens[steps[0]]) / (last - steps[0]) * (steps[1] - steps[0]) / seconds
+    return {
+        "model": Path(profile.model).name,
+        "rows": rows,
+        "path": numbers["training_path"],
+        "seconds": seconds,
+        "tokens_s": tokens_s,
+        "whole_s": numbers["train_time_s"],
+        "peak_gib": numbers.get("peak_memory_gib"),
+        "losses": losses[["step", "split", "loss"]].values.tolist(),
+    }
 
 
 def write(**row) -> None:
@@ -123,29 +155,26 @@ def write(**row) -> None:
 def run_speed() -> None:
     for model in ("smollm2-135m", "tinyllama-layers"):
         for rows in (4, 8) if options.cpu else sorted({32, 32 * PROCESSES}):
-            losses, numbers, session = train(
-                model,
-                f"{model}_{rows}",
-                total_batch_size=rows,
-                max_steps=LAST + 2,
-                save_steps=LAST + 2,
-                logging_steps=WARM,
-                learning_rate=2e-4,
-            )
-            tokens = losses[losses["split"] == "train"].set_index("step")["tokens"]
-            seconds = session.marks[1] - session.marks[0]
-            write(
-                job="speed",
-                model=model,
-                rows=rows,
-                path=numbers["training_path"],
-                seconds=seconds,
-                tokens_s=(tokens[LAST] - tokens[WARM]) / seconds,
-                whole_s=numbers["train_time_s"],
-                peak_gib=numbers.get("peak_memory_gib"),
-                losses=losses[["step", "split", "loss"]].values.tolist(),
-            )
+            write(job="speed", **timed(profile_of(model), f"{model}_{rows}", rows, STEPS))
             torch.cuda.empty_cache()
+
+
+def run_own() -> None:
+    gpu, arms = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", []
+    for path, steps in OWN_STEPS.items():
+        arms.append(
+            timed(
+                current_profile(),
+                f"own_{path}",
+                4 if options.cpu else 32,
+                steps,
+                "padded" if options.cpu else path,
+            )
+        )
+    file = options.out / f"training_{gpu.lower().replace(' ', '_')}.json"
+    about = {"gpu": gpu, "date": time.strftime("%F"), "torch": torch.__version__, "arms": arms}
+    file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    print(f"{file}: " + ", ".join(f"{arm['path']} {arm['tokens_s']:,.0f} tokens/s" for arm in arms))
 
 
 def compute_as_sharded() -> None:
@@ -173,7 +202,7 @@ def run_big() -> None:
         compute_as_sharded()
     start = time.perf_counter()
     losses, numbers, _ = train(
-        "llama-8b",
+        profile_of("llama-8b"),
         "big",
         "padded",
         max_steps=5,
@@ -198,6 +227,6 @@ if options.job == "models":
     save_models()
 else:
     splits = prepare_splits()
-    {"speed": run_speed, "big": run_big}[options.job]()
+    {"speed": run_speed, "big": run_big, "own": run_own}[options.job]()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
