@@ -16,10 +16,12 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medqa_lib.config import PROFILES, LoraSettings, current_profile, get_experiment
@@ -114,7 +116,10 @@ def train(profile, name: str, path: str | None = None, **changes):
         losses, numbers = training.train_adapter(
             experiment, splits, profile, session, folder / "adapter", path
         )
-        return losses, numbers, session
+    PartialState().wait_for_everyone()
+    if RANK == 0:
+        shutil.rmtree(folder)  # else the next call would resume
+    return losses, numbers, session
 
 
 def timed(profile, name: str, rows: int, steps: tuple[int, int], path: str | None = None) -> dict:
