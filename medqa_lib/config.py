@@ -77,7 +77,9 @@ def _experiments() -> dict[str, Experiment]:
                    lora=LoraSettings(lora_dropout=0.0, target_modules=ALL_LINEAR))
     sixth = change(fifth, "exp_006", "Do the two nearest training passages before the question help?",
                    passages="nearest")
-    runs = [first, second, third, fourth, fifth, sixth]
+    random = change(sixth, "exp_006_random_passages", "Does it matter which passages it is trained with?",
+                    passages="random")
+    runs = [first, second, third, fourth, fifth, sixth, random]
     runs += [change(run, f"{run.name}_aligned", f"What would {run.name} give with correct labels?",
                     label_policy="aligned") for run in (first, second)]
     runs += [change(fourth, f"ablation_{policy}", f"What does the label policy '{policy}' cost?",

@@ -43,6 +43,7 @@ METRICS = {
     "fact_errors": ("Wrong facts per fact asked", -1),
     "unsupported_numbers": ("Numbers not in the reference (share)", -1),
     "recited": ("Recited from training (share)", 0),
+    "support": ("Supported by the nearest passages (share of sentences)", 0),
     "eos_rate": ("Ends with EOS (share)", 1),
     "repeated_4gram_share": ("Repeated 4-grams (share)", -1),
     "question_copy_share": ("Copied from question (share)", -1),
@@ -59,7 +60,8 @@ _SPACELESS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{K
 CORPUS_METRICS = {"bleu": BLEU_COLUMNS, "bleu_brevity_penalty": BLEU_COLUMNS[:2],
                   "length_ratio": ("words", "reference_words"), "mcq_accuracy": ("mcq_correct", "mcq_asked"),
                   "fact_accuracy": ("fact_right", "fact_asked"), "fact_errors": ("fact_wrong", "fact_asked"),
-                  "unsupported_numbers": ("numbers_unsupported", "numbers_stated")}
+                  "unsupported_numbers": ("numbers_unsupported", "numbers_stated"),
+                  "support": ("supported", "sentences")}
 
 
 def score_answers(predictions: Sequence[str], references: Sequence[str | Sequence[str]],

@@ -20,6 +20,7 @@ import pandas as pd
 from medqa_lib.config import Profile, current_profile, data_dir, home_dir
 from medqa_lib.data.cleaning import LETTERS, Row, read_options
 from medqa_lib.data.sources import load_sources
+from medqa_lib.evaluation import retrieval
 from medqa_lib.evaluation.likelihood import score_options
 from medqa_lib.evaluation.results import run_folder
 from medqa_lib.model import load_merged, load_tokenizer
@@ -73,11 +74,17 @@ def load_exams(sources: dict[str, pd.DataFrame] | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["sample_id", "exam", "question", "options", "correct"])
 
 
-def take_exam(model, tokenizer, exams: pd.DataFrame) -> pd.DataFrame:
-    """Which questions the model gets right: sample_id (16 digits), exam, chance, letter, option (1 or 0)."""
+def take_exam(model, tokenizer, exams: pd.DataFrame, index=None) -> pd.DataFrame:
+    """Which questions the model gets right: sample_id (16 digits), exam, chance, letter, option (1 or 0).
+
+    Args:
+        index: a `retrieval.Index`; its nearest passages come before each question.
+    """
     stems = [" ".join(text.split()) for text in exams["question"]]
     questions = ["\n".join([stem, *map("{}. {}".format, LETTERS, options)])
                  for stem, options in zip(stems, exams["options"], strict=True)]
+    if index:
+        questions = list(map(retrieval.ask, questions, index.find(stems)))
     table = exams[["sample_id", "exam"]].assign(chance=1 / exams["options"].map(len))
     table["sample_id"] = table["sample_id"].str[:16]
     for protocol in ("letter", "option"):

@@ -1,4 +1,7 @@
-"""Passages of training answers before a question: found by BM25 over their own questions, and numbered."""
+"""Passages of training answers before a question: found by BM25 over their own questions, numbered, cited.
+
+A supported sentence says what a passage says. It need not be true of the disease that was asked about.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
+
+from medqa_lib.evaluation.facts import find_genes, find_modes, find_numbers
 
 WORDS, PASSAGES, TITLE_WORDS = 100, 2, 30  # of a passage; before a question; of a passage's own question
 K1, B = 1.2, 0.75  # BM25's usual constants
+SUPPORTED = 0.5  # share of a sentence's words that a passage must have
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -44,9 +51,11 @@ class Index:
         """For each question PASSAGES passages, those of its own group left out.
 
         Args:
-            kind: "nearest", "random", or "mixed": every third question gets random ones, distractors only, so
-                that training shows passages that do not help, too (RAFT, Zhang et al. 2024).
+            kind: "nearest", "random", "none", or "mixed": every third question gets random ones, distractors
+                only, so that training shows passages that do not help, too (RAFT, Zhang et al. 2024).
         """
+        if kind == "none":
+            return [[] for _ in questions]
         rng = np.random.default_rng(42)
         asked, found = self.counter.transform(questions).astype(float), []
         best = np.maximum(asked @ (self.rarity * (K1 + 1)), 1e-9)  # no answer's score is larger
@@ -78,9 +87,9 @@ def add_passages(split, index: Index, kind: str = "nearest"):
 
 
 def prepare_training(splits, kind: str) -> dict:
-    """Train and validation rows with passages; of the former every third has random ones."""
+    """Train and validation rows with passages; of the former every third has random ones in any case."""
     index = Index(splits["train"])
-    return {"train": add_passages(splits["train"], index, "mixed"),
+    return {"train": add_passages(splits["train"], index, "mixed" if kind == "nearest" else kind),
             "validation": add_passages(splits["validation"], index, kind)}
 
 
@@ -101,3 +110,51 @@ def ask(question: str, passages: Sequence[Passage]) -> str:
     """The question with its passages in front: `prompts.format_prompt` makes the instruction of it."""
     texts = [f"[{number}] {each.title}\n{each.text}" for number, each in enumerate(passages, 1)]
     return "\n\n".join([*texts, f"Question: {question}"]) if texts else question
+
+
+def cite(answer: str, passages: Sequence[Passage], question: str = "") -> list[tuple[str, int | None]]:
+    """Each sentence with the number of the first passage that supports it: 0 for none, None for no claim."""
+    known = _find_words(question)
+    return [(sentence, _find_support(sentence, passages, known))
+            for sentence in _SENTENCES.split(answer.strip()) if sentence]
+
+
+def check_answers(index: Index, questions: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:
+    """Per answer: the best passage's similarity, sentences that claim something, those of them supported.
+
+    The passages are the nearest ones, whatever the model was shown.
+    """
+    rows = []
+    for question, answer, passages in zip(questions, answers, index.find(questions), strict=True):
+        numbers = [number for _, number in cite(answer, passages, question) if number is not None]
+        rows.append((max((each.similarity for each in passages), default=0.0), len(numbers),
+                     sum(number > 0 for number in numbers)))
+    return pd.DataFrame(rows, columns=["similarity", "sentences", "supported"])
+
+
+def cite_samples(index: Index, samples: Sequence[dict]) -> list[dict]:
+    """Samples, each with the titles of its nearest passages and what `cite` gives for its sentences."""
+    found = index.find([each["question"] for each in samples])
+    return [each | {"passages": [passage.title for passage in passages],
+                    "support": [number for _, number in cite(each["answer"], passages, each["question"])]}
+            for each, passages in zip(samples, found, strict=True)]
+
+
+def _find_support(sentence: str, passages: Sequence[Passage], known: set[str]) -> int | None:
+    """A passage supports a sentence if it states all of its facts and half of its unknown words."""
+    words, facts = _find_words(sentence) - known, _find_facts(sentence)
+    if not words and not facts:
+        return None
+    for number, each in enumerate(passages, 1):
+        text = f"{each.title} {each.text}"
+        if facts <= _find_facts(text) and len(words & _find_words(text)) >= SUPPORTED * len(words):
+            return number
+    return 0
+
+
+def _find_words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]{4,}", text.lower()))
+
+
+def _find_facts(text: str) -> set:
+    return find_modes(text) | find_genes(text) | find_numbers(text)

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 
 from medqa_lib import metrics
-from medqa_lib.config import PASSAGE_TOKENS, Experiment, Profile, current_profile, home_dir
+from medqa_lib.config import PASSAGE_TOKENS, Experiment, Profile, current_profile, get_experiment, home_dir
 from medqa_lib.data.prepare import hash_splits, prepare_splits
 from medqa_lib.data.splits import train_overlap
 from medqa_lib.evaluation import likelihood, results, retrieval
@@ -26,6 +26,7 @@ from medqa_lib.evaluation.generation import generate_records
 from medqa_lib.evaluation.results import RunResult, lock_run
 from medqa_lib.labels import UNUSABLE, encode_split
 from medqa_lib.model import check_model, context_length, load_base_model, load_merged, load_tokenizer
+from medqa_lib.prompts import encode_prompt
 
 # Written for this project, none of them from a data set: each run's answers to them may be shown.
 SAMPLE_QUESTIONS = (
@@ -53,7 +54,7 @@ class RunContext:
     profile: Profile
     home: Path
     identity: dict
-    passages: str = ""  # before each question: "nearest" or "random"
+    passages: str = ""  # before each question: "nearest" or "random"; "none" only checks against them
 
     @property
     def folder(self) -> Path:
@@ -92,7 +93,7 @@ def result_identity(experiment: Experiment | None, profile: Profile, splits) -> 
 
 def encode_validation(tokenizer, validation, profile: Profile, context: int = 2**20, passages: str = ""):
     """Validation rows with correct labels, whatever policy a run trains on: this loss compares all runs."""
-    limit = min((profile.max_length or 512) + PASSAGE_TOKENS * bool(passages), context)
+    limit = min((profile.max_length or 512) + PASSAGE_TOKENS * (passages not in ("", "none")), context)
     encoded, counts = encode_split(tokenizer, sample_rows(validation, profile.validation_pairs), limit)
     lost = [f"{counts[name]} ({reason})" for name, reason in UNUSABLE.items() if name in counts]
     if lost and is_main_process():
@@ -115,6 +116,28 @@ def run_base(splits=None, profile: Profile | None = None, home: Path | None = No
         return results.find_finished(context.folder, context.identity) or evaluate_run(context)
 
 
+def ask_again(name: str, passages: str, part: str = "test", profile: Profile | None = None,
+              home: Path | None = None, adapter_dir: Path | None = None) -> RunResult:
+    """A trained run asked with other passages: the run NAME_asked_PASSAGES, or ..._validation.
+
+    Args:
+        passages: "nearest", "random" or "none".
+        part: "test" or "validation": whose questions are asked.
+        adapter_dir: by default the run's own in the project folder.
+    """
+    profile, home = profile or current_profile(), home or home_dir()
+    experiment = profile.scale(get_experiment(name))
+    splits = {**prepare_splits(by=experiment.split, home=home)}
+    splits["test"] = splits[part]
+    identity = result_identity(experiment, profile, splits) | {"asked": passages}
+    full_name = f"{name}_asked_{passages}" + ("" if part == "test" else f"_{part}")
+    context = RunContext(full_name, splits, profile, home, identity, passages)
+    if finished := results.find_finished(context.folder, identity):
+        return finished
+    with lock_run(full_name, profile, home):
+        return evaluate_run(context, adapter_dir or home / "adapters" / profile.model_slug / name)
+
+
 def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: pd.DataFrame | None = None,
                  training: dict | None = None, before_save=lambda: None) -> RunResult | None:
     """Answer the test questions, score them and write the run's folder.
@@ -135,6 +158,9 @@ def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: p
     if not is_main_process():
         return None
     scores = score_test(context, test, answers[:len(test)])
+    if context.passages:
+        index, texts = retrieval.Index(context.splits["train"]), [each.text for each in answers[:len(test)]]
+        scores = pd.concat([scores, retrieval.check_answers(index, list(test["question"]), texts)], axis=1)
     asked = int(options["mcq_asked"].sum())
     if asked:
         scores = pd.concat([scores, options], axis=1)
@@ -145,6 +171,7 @@ def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: p
         loss = numbers["validation_loss"]
         losses = pd.DataFrame([{"step": 0, "split": "validation", "loss": loss, "tokens": 0}])
     samples, numbers["red_lines_crossed"] = read_own_answers(answers[len(test):])
+    samples = retrieval.cite_samples(index, samples) if context.passages else samples
     config = {"identity": context.identity, **results.describe_environment()}
     before_save()
     return results.save_run(context.folder, config, numbers, scores, losses, samples)
@@ -157,7 +184,7 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test) -> tuple[dic
     check_model(base, tokenizer)
     model = load_merged(adapter_dir, profile, base)
     validation, asked = context.splits["validation"], [*questions, *OWN_QUESTIONS]
-    if context.passages:
+    if context.passages not in ("", "none"):
         index = retrieval.Index(context.splits["train"])
         validation = retrieval.add_passages(validation, index, context.passages)
         asked = list(map(retrieval.ask, asked, index.find(asked, kind=context.passages)))
@@ -168,6 +195,9 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test) -> tuple[dic
     answers = generate_records(model, tokenizer, asked, profile.max_new_tokens, context.answers(adapter_dir))
     numbers = {"validation_loss": loss, "perplexity": math.exp(min(loss, 700)),
                "n_validation": len(validation)}
+    if context.passages:
+        lengths = [len(encode_prompt(tokenizer, each)) for each in asked[:len(test)]]
+        numbers["prompt_tokens"] = sum(lengths) / len(lengths)
     options = likelihood.score_options(model, tokenizer, asked[:len(test)], list(test["choices"]))
     return numbers, answers, options
 
