@@ -35,7 +35,7 @@ class Index:
     def __init__(self, train):
         from sklearn.feature_extraction.text import CountVectorizer
 
-        self.train, self.groups = train, np.array(train["group"])
+        self.train, self.groups = train, pd.Series(range(len(train))).groupby(list(train["group"])).indices
         self.counter = CountVectorizer()
         counts = self.counter.fit_transform(train["question"]).astype(float).tocsr()
         rows, words = counts.shape
@@ -65,14 +65,16 @@ class Index:
                 if kind == "random" or kind == "mixed" and row % 3 == 2:
                     score = rng.random(len(score)) * 1e-6
                 if groups is not None:
-                    score[self.groups == groups[row]] = -1
+                    score[self.groups.get(groups[row], [])] = -1
                 found.append(self._read(score, best[row]))
         return found
 
     def _read(self, score: np.ndarray, best: float) -> list[Passage]:
         passages = []
-        for place in np.argsort(-score, kind="stable")[:PASSAGES]:
-            row, similarity = self.train[int(place)], float(score[place] / best)
+        for _ in range(min(PASSAGES, len(score))):
+            place = int(score.argmax())  # of equal ones the first
+            row, similarity = self.train[place], float(score[place] / best)
+            score[place] = -1
             title = " ".join(row["question"].split()[:TITLE_WORDS])
             passages += [Passage(title, text, similarity) for text in cut_passages(row["answer"])
                          if similarity > 0]
