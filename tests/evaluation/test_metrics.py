@@ -262,7 +262,7 @@ def test_summarize_scores_ignores_what_is_no_metric(scores):
     assert summary == metrics.corpus_metrics(
         PREDICTIONS, REFERENCES, questions=REFERENCES, stopped=[True] * 200
     )
-    elsewhere = {"bertscore_f1", "mcq_accuracy", "fact_accuracy", "fact_errors", "unsupported_numbers", "recited"}
+    elsewhere = {"bertscore_f1", "mcq_accuracy", "fact_accuracy", "fact_errors", "unsupported_numbers", "recited", "support"}
     assert set(summary) == {*metrics.METRICS, "n"} - elsewhere
     assert (summary["eos_rate"], summary["n"]) == (1.0, 200)
     words, reference_words = ([len(text.split()) for text in texts] for texts in (PREDICTIONS, REFERENCES))
