@@ -113,7 +113,7 @@ def corpus_metrics(*args, **kwargs) -> dict[str, float]:
 
 
 def summarize_scores(scores: pd.DataFrame) -> dict[str, float]:
-    """Means over the rows that `count_rows` gives, CORPUS_METRICS from their sums, and `n`, free questions."""
+    """Means over the rows of `count_rows`, CORPUS_METRICS from their sums, and `n`, the free questions."""
     if scores.empty:
         raise ValueError("There are 0 scored answers; expected at least 1. Check the split.")
     counted = {name: count_rows(name, scores) for name in METRICS if {*columns_of(name)} <= {*scores}}
