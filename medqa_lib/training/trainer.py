@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerState, TrainingArguments
+from torch.utils.data import Sampler
+from transformers import DataCollatorWithFlattening, Trainer, TrainerState, TrainingArguments
 
 from medqa_lib.config import Experiment
 from medqa_lib.evaluation import likelihood
@@ -23,6 +24,29 @@ class TrainingDiverged(RuntimeError):
     """The loss or a weight is not a finite number."""
 
 
+class StepSampler(Sampler):
+    """accelerate's order of N examples, but within each step's `rows` the longest first: less padding.
+
+    Args:
+        lengths: (N,) tokens.
+    """
+
+    def __init__(self, lengths: list[int], rows: int, seed: int) -> None:
+        self.lengths, self.rows, self.seed, self.epoch = lengths, rows, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self), generator=generator).tolist()
+        for start in range(0, len(order), self.rows):
+            yield from sorted(order[start:start + self.rows], key=lambda row: -self.lengths[row])
+
+
 class AnswerTrainer(Trainer):
     """Trainer that is evaluated by the token-weighted loss on answers and counts the tokens it trains on.
 
@@ -32,6 +56,13 @@ class AnswerTrainer(Trainer):
     def __init__(self, *args, session: CheckpointSession, **kwargs):
         super().__init__(*args, callbacks=[session], **kwargs)
         self.session, self.new_tokens = session, 0
+
+    def _get_train_sampler(self, *args, **kwargs):
+        micro_batches = self.args.gradient_accumulation_steps
+        if micro_batches == 1 or isinstance(self.data_collator, DataCollatorWithFlattening):
+            return super()._get_train_sampler(*args, **kwargs)
+        rows = self.args.train_batch_size * micro_batches * self.args.world_size
+        return StepSampler(list(map(len, self.train_dataset["input_ids"])), rows, self.args.seed)
 
     def train(self, resume_from_checkpoint: str | None = None):
         """Train to the last step. A checkpoint of it is only loaded: the Trainer would train a step more."""

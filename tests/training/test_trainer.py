@@ -69,6 +69,43 @@ def test_first_loss_is_the_cross_entropy_of_the_next_token(llama_like, tmp_path,
     assert list(losses["tokens"]) == [tokens, tokens]
 
 
+def steps_of(folder, tokenizer, rows, accumulation):
+    """The rows of each step of two epochs over 10 rows, a list per micro-batch, as the collator is given them."""
+    seen = []
+
+    def collate(batch):
+        seen.append([example["input_ids"][0] for example in batch])
+        return make_collator(tokenizer, "aligned", 128)(batch)
+
+    data = Dataset.from_list(
+        [
+            {"input_ids": [row] + [1] * (row * 7 % 5), "labels": [row] + [1] * (row * 7 % 5)}
+            for row in range(10)
+        ]
+    )
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
+    plan = TrainingPlan("padded", torch.float32, rows, accumulation, "by hand")
+    arguments = training_arguments(EXPERIMENTS["exp_004"], folder, plan)
+    arguments.max_steps, arguments.eval_steps = 6, 100
+    session = CheckpointSession(folder, folder, {})
+    AnswerTrainer(
+        model, arguments, session=session, train_dataset=data, eval_dataset=data, data_collator=collate
+    ).train()
+    return seen
+
+
+def test_micro_batches_of_a_step_are_sorted_by_length_and_the_step_keeps_its_rows(llama_like, tmp_path):
+    whole = steps_of(tmp_path / "whole", llama_like, rows=4, accumulation=1)
+    parts = steps_of(tmp_path / "parts", llama_like, rows=2, accumulation=2)
+    # an epoch has three steps, or five micro-batches: the first two steps of both epochs
+    steps = [[*parts[i], *parts[i + 1]] for i in (0, 2, 5, 7)]
+    assert [sorted(whole[i]) for i in (0, 1, 3, 4)] == [sorted(step) for step in steps]
+    for step in steps:
+        lengths = [row * 7 % 5 for row in step]
+        assert lengths == sorted(lengths, reverse=True)
+
+
 def test_loss_table_has_a_line_per_step():
     losses = pd.DataFrame(
         {"step": [1, 50, 50], "split": ["train", "train", "validation"], "loss": [2.5, 2.25, 2.125]}
