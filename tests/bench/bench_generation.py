@@ -139,7 +139,7 @@ def plain(
     """generate() on one left-padded batch; backends None leaves torch's own order."""
     ids, mask = generation.pad_left(batch, eos_id, model.device)
     with generation._greedy_mode(model), sdpa_kernel(backends) if backends else torch.no_grad():
-        return generation.decode_plain(model, eos_id, ids, mask, new_tokens)
+        return generation.decode_plain(model, [eos_id], ids, mask, new_tokens)
 
 
 def fast(decoder, batch: list[list[int]], new_tokens: int) -> list[list[int]]:
@@ -204,6 +204,13 @@ def one_by_one_nf4():
         "prompts": count,
         "new_tokens": new,
     }
+
+
+def generate_nf4():
+    """Batch of all prompts, 4-bit model with its adapter, generate()."""
+    model, new = add_lora(load_base_model(tiny), LoraSettings()).eval(), min(NEW, 64)
+    plain(model, NEVER, prompts, 4)
+    return speed([timed(plain, model, NEVER, prompts, new)[0]], ROWS * new) | {"new_tokens": new}
 
 
 def generate_merged():
@@ -294,11 +301,7 @@ def repeat_fast(new_tokens: int | None = None, **constants) -> int:
 
 def all_questions():
     """generate_answers on as many questions as the test split holds, graphs captured on the way, against one-by-one generation."""
-    ids = dict(zip(questions, prompts_all, strict=True))
-    prompt = lambda _, question: ids[question]  # noqa: E731
-    seconds, records = timed(
-        lambda: generation.generate_records(merged, tokenizer, questions, NEW, prompt=prompt)
-    )
+    seconds, records = timed(lambda: generation.generate_records(merged, tokenizer, prompts_all, NEW))
     rates = results["one_by_one_nf4"]["tokens_s_range"]
     slow = [len(questions) * NEW / rate for rate in rates[::-1]]
     tokens = sum(record.tokens for record in records)
@@ -378,7 +381,7 @@ real = sorted(real_all[:ROWS], key=len, reverse=True)
 prompts_all = [[token % 31_000 for token in ids] for ids in real_all]
 prompts = [[token % 31_000 for token in ids] for ids in real]
 print(f"prepared after {time.perf_counter() - start_s:.0f} s", flush=True)
-for function in (float32_equality, bfloat16_agreement, real_questions, one_by_one_nf4):
+for function in (float32_equality, bfloat16_agreement, real_questions, one_by_one_nf4, generate_nf4):
     arm(function)
 merged = load_merged(profile=tiny)
 for function in (
