@@ -17,6 +17,7 @@ from medqa_lib.evaluation.facts import find_genes, find_modes, find_numbers
 WORDS, PASSAGES, TITLE_WORDS = 100, 2, 30  # of a passage; before a question; of a passage's own question
 K1, B = 1.2, 0.75  # BM25's usual constants
 SUPPORTED = 0.5  # share of a sentence's words that a passage must have
+ENOUGH = 0.2  # share of supported sentences below which an answer has no source; notebook 23 chooses it
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -119,6 +120,19 @@ def cite(answer: str, passages: Sequence[Passage], question: str = "") -> list[t
     known = _find_words(question)
     return [(sentence, _find_support(sentence, passages, known))
             for sentence in _SENTENCES.split(answer.strip()) if sentence]
+
+
+def mark(answer: str, passages: Sequence[Passage], question: str = "") -> str:
+    """The answer, after each sentence the number of its passage or "[no source]"."""
+    marks = {None: "", 0: " [no source]"}
+    return " ".join(sentence + marks.get(number, f" [{number}]")
+                    for sentence, number in cite(answer, passages, question))
+
+
+def has_source(answer: str, passages: Sequence[Passage], question: str = "") -> bool:
+    """Whether passages support enough of an answer's sentences."""
+    numbers = [number for _, number in cite(answer, passages, question) if number is not None]
+    return sum(number > 0 for number in numbers) >= ENOUGH * max(1, len(numbers))
 
 
 def check_answers(index: Index, questions: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:

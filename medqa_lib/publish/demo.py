@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -18,11 +19,12 @@ import torch
 from medqa_lib.config import EXPERIMENTS, Profile, current_profile
 from medqa_lib.evaluation.facts import FACTS
 from medqa_lib.evaluation.generation import end_ids
+from medqa_lib.evaluation.retrieval import Passage, ask, mark
 from medqa_lib.model import cache_argument, load_merged, load_tokenizer
 from medqa_lib.prompts import encode_prompt
 from medqa_lib.publish.hub import find_adapters, load_adapters
 from medqa_lib.publish.safety import CRISIS, DISCLAIMER, is_crisis
-from medqa_lib.publish.sources import find_disease, link, read_diseases
+from medqa_lib.publish.sources import find_disease, link, list_sources, read_training, reads_passages
 
 MAX_PROMPT_TOKENS, MAX_NEW_TOKENS = 400, 512
 RUNNING = 2  # answers in the making at a time; they take turns token by token
@@ -86,12 +88,12 @@ class Engine:
 
 
 def answer_question(engine: Engine, question: str, adapter: str | None, max_new_tokens: float,
-                    compare: bool = False, diseases: dict[str, str] | None = None):
+                    compare: bool = False, training=None):
     """Yield what the page shows, step by step: untuned answer, tuned answer, status line and notes as HTML.
 
     Args:
         compare: answer with all adapters; the notes are a table of all answers.
-        diseases: disease -> training answers, of `read_diseases`; the notes link to the one asked about.
+        training: `sources.Training`; the notes link to the disease asked about and to an answer's passages.
     """
     question = (question or "").strip()
     ids = encode_prompt(engine.tokenizer, question[:10 * MAX_PROMPT_TOKENS])  # more is too long
@@ -107,14 +109,37 @@ def answer_question(engine: Engine, question: str, adapter: str | None, max_new_
         names = [adapter] if adapter else []
         names += [name for name in engine.adapters if compare and name != adapter]
         about = question if len(question) <= 80 else f"{question[:79]}…"
-        for rows in engine.stream(ids, names, length):  # half a character is not shown
+        passages = training.find(question) if training and any(map(reads_passages, names)) else []
+        for rows in ask_all(engine, question, names, passages, length):  # half a character is not shown
             texts = [text.rstrip("\ufffd") for text, _ in rows]
             yield *[*texts, ""][:2], show_status(f"Answering: {about}"), show_answers(names, texts, compare)
+        disease = find_disease(question, training.diseases if training else {})
+        known = f"{question} {training.diseases[disease]}" if disease else question
+        facts, sources = [list_facts(text, known) for text, _ in rows], ""
+        for place, name in enumerate(names, 1):
+            if passages and reads_passages(name):
+                sources += list_sources(describe_adapter(name), rows[place][0], passages, question)
+                rows[place] = mark(rows[place][0], passages, question), rows[place][1]
         texts = [(text or EMPTY) + ("" if ended else CUT.format(length)) for text, ended in rows]
-        disease = find_disease(question, diseases or {})
-        known = f"{question} {diseases[disease]}" if disease else question
-        notes = show_answers(names, texts, compare, [list_facts(text, known) for text, _ in rows])
-        yield *[*texts, ""][:2], show_status(f"Done: {about}"), notes + (link(disease) if disease else "")
+        notes = show_answers(names, texts, compare, facts) + sources
+        notes += f"<p>Read more: {link(disease)}</p>" if disease else ""
+        yield *[*texts, ""][:2], show_status(f"Done: {about}"), notes
+
+
+def ask_all(engine: Engine, question: str, names: Sequence[str], passages: Sequence[Passage],
+            length: int) -> Iterator[list[tuple]]:
+    """`Engine.stream` of all; adapters trained with passages are asked with them, in a second batch."""
+    with_them = [name for name in names if passages and reads_passages(name)]
+    without = [name for name in names if name not in with_them]
+    streams = [engine.stream(encode_prompt(engine.tokenizer, question), without, length)]
+    if with_them:
+        ids = encode_prompt(engine.tokenizer, ask(question, passages))
+        streams.append(engine.stream(ids, with_them, length))
+    found: dict[str, tuple] = {}
+    for steps in zip_longest(*streams):  # the untuned model's row of the second batch is not wanted
+        for step, asked in zip(steps, (["", *without], with_them), strict=False):
+            found |= zip(asked, (step or [])[-len(asked):], strict=False)
+        yield [found[name] for name in ("", *names)]
 
 
 def list_facts(answer: str, known: str) -> str:
@@ -155,7 +180,7 @@ def build_app(engine: Engine, max_new_tokens: int = 128):
     """The page as gradio Blocks. RUNNING questions are answered at a time, WAITING more are queued."""
     import gradio as gr
 
-    adapters, diseases = engine.adapters, read_diseases()
+    adapters, training = engine.adapters, read_training()
     boxes = {"lines": 4, "max_lines": 1000, "interactive": False, "min_width": 300}  # only the page scrolls
     with gr.Blocks(title="medqa: untuned and tuned answers", analytics_enabled=False) as app:
         gr.Markdown("# Medical questions: a small model before and after fine-tuning")
@@ -179,7 +204,7 @@ def build_app(engine: Engine, max_new_tokens: int = 128):
 
         def respond(question, adapter, length, compare, session):
             session["newest"] = mine = object()  # ends the answer to the question before it
-            for shown in answer_question(engine, question, adapter, length, compare, diseases):
+            for shown in answer_question(engine, question, adapter, length, compare, training):
                 if session["newest"] is not mine:
                     yield [gr.skip()] * 4
                     return

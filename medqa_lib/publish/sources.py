@@ -1,6 +1,6 @@
-"""Where to read more after an answer: at MedlinePlus, on the disease that the question names.
+"""Where an answer's words come from: the passages it was made with, and a page on the disease asked about.
 
-MedQuAD's table has no page addresses, so the link is a search for the disease at the library it comes from.
+MedQuAD's table has no page addresses, so a link is a search at MedlinePlus, the library it comes from.
 """
 
 from __future__ import annotations
@@ -8,25 +8,46 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from urllib.parse import quote_plus
 
-from medqa_lib.config import home_dir
+from medqa_lib.config import EXPERIMENTS, home_dir
+from medqa_lib.evaluation.retrieval import Index, Passage, has_source
 
 SEARCH = "https://vsearch.nlm.nih.gov/vivisimo/cgi-bin/query-meta?v%3Aproject=medlineplus&query="
 
 
-def read_diseases() -> dict[str, str]:
-    """Disease -> its training answers, of the newest splits in the project folder, but not of the sample."""
+@dataclass(frozen=True)
+class Training:
+    """What the demo takes from training rows: disease -> its answers, and passages."""
+
+    diseases: dict[str, str]
+    index: Index
+
+    def find(self, question: str) -> list[Passage]:
+        """The passages nearest to a question."""
+        return self.index.find([question])[0]
+
+
+def read_training() -> Training | None:
+    """Of the newest splits in the project folder that are not the sample's; None if there are none."""
     manifests = (home_dir() / "data").glob("*/group/manifest.json")
     for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
         sources = json.loads(path.read_text(encoding="utf-8")).get("sources", {})
         if sources.get("medquad", {}).get("origin", "bundled sample") != "bundled sample":
             from medqa_lib.data import load_splits  # a Space has neither the data nor the package `datasets`
 
-            rows = load_splits(path.parent)["train"].to_pandas()
-            return rows[rows["focus_area"] != ""].groupby("focus_area")["answer"].agg("\n".join).to_dict()
-    return {}
+            train = load_splits(path.parent)["train"]
+            rows = train.to_pandas()
+            diseases = rows[rows["focus_area"] != ""].groupby("focus_area")["answer"].agg("\n".join).to_dict()
+            return Training(diseases, Index(train))
+    return None
+
+
+def reads_passages(name: str) -> bool:
+    """Whether an adapter was trained with passages before its questions."""
+    return name in EXPERIMENTS and bool(EXPERIMENTS[name].passages)
 
 
 def find_disease(question: str, diseases: Iterable[str]) -> str:
@@ -35,7 +56,14 @@ def find_disease(question: str, diseases: Iterable[str]) -> str:
     return max(names, key=len, default="")
 
 
-def link(disease: str) -> str:
-    """HTML of the link: title and address alone."""
-    return (f'<p>Read more: <a href="{SEARCH}{quote_plus(disease)}" target="_blank" rel="noopener">'
-            f"{html.escape(disease)}, at MedlinePlus</a></p>")
+def link(words: str) -> str:
+    """HTML of the link: words and address alone."""
+    return (f'<a href="{SEARCH}{quote_plus(words)}" target="_blank" rel="noopener">'
+            f"{html.escape(words)}, at MedlinePlus</a>")
+
+
+def list_sources(label: str, answer: str, passages: Sequence[Passage], question: str) -> str:
+    """HTML: whether the passages support the answer (`retrieval.has_source`), and their titles and links."""
+    verdict = "Sources" if has_source(answer, passages, question) else "No source found, the nearest are"
+    titles = "".join(f"<li>{link(each.title)}</li>" for each in passages)
+    return f"<p><b>{verdict}</b>, {html.escape(label)}:</p><ol>{titles}</ol>"

@@ -51,3 +51,34 @@ def test_every_third_training_question_gets_random_passages():
     others, thirds = [each for row, each in enumerate(texts) if row % 3 != 2], texts[2::3]
     assert all(each == ["Urate crystals."] for each in others)
     assert {text for each in thirds for text in each} == set(TRAIN["answer"])
+    many = Dataset.from_dict({name: list(TRAIN[name]) * 40 for name in TRAIN.column_names} | {"group": list(map(str, range(120)))})
+    asked = {kind: retrieval.prepare_training({"train": many, "validation": TRAIN}, kind)["train"] for kind in ("nearest", "random")}
+    about = {kind: ["[1] What is gout?" in text for text in split["question"][0::3]] for kind, split in asked.items()}
+    assert all(about["nearest"]) and 0 < sum(about["random"]) < 40  # a run on random ones alone has no nearest ones
+
+
+PASSAGES = [Passage("Gout?", "Urate crystals hurt 4 joints."), Passage("Cold?", "A virus. Caused by mutations in the ABC1 gene.")]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "number"),
+    [
+        ("Crystals of urate.", 1),
+        ("Urate hurts 5 joints.", 0),  # the number is in no passage
+        ("The ABC1 gene causes mutations.", 2),
+        ("Urate, swelling, fever, redness.", 0),  # one of four words
+        ("It is so.", None),
+        ("A cough.", None),  # the question's own word
+    ],
+)
+def test_cite_gives_the_passage_that_states_facts_and_half_the_words(sentence, number):
+    assert retrieval.cite(sentence, PASSAGES, "What is a cough?") == [(sentence, number)]
+
+
+def test_marks_and_shares_are_of_whole_sentences():
+    answer = "Urate hurts 4 joints. Rest helps a lot. So it is."
+    assert retrieval.mark(answer, PASSAGES) == "Urate hurts 4 joints. [1] Rest helps a lot. [no source] So it is."
+    assert retrieval.has_source(answer, PASSAGES) and not retrieval.has_source("Rest helps a lot.", PASSAGES)
+    found = retrieval.check_answers(retrieval.Index(TRAIN), ["What is gout?"], ["Urate crystals. Pain. Inhaled steroids."])
+    assert found.loc[0, ["sentences", "supported"]].tolist() == [3, 1]
+    assert found.loc[0, "similarity"] == retrieval.Index(TRAIN).find(["What is gout?"])[0][0].similarity

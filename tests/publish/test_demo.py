@@ -15,15 +15,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from smoke_adapters import SMOKE, make_adapter
 
 from medqa_lib.config import LoraSettings
 from medqa_lib.evaluation.generation import generate_answers
+from medqa_lib.evaluation.retrieval import Index, ask
 from medqa_lib.model import load_merged, load_tokenizer
 from medqa_lib.prompts import encode_prompt, format_prompt
 from medqa_lib.publish import demo, space
 from medqa_lib.publish.hub import CONFIG, WEIGHTS, find_adapters, public_name
 from medqa_lib.publish.safety import DISCLAIMER
+from medqa_lib.publish.sources import Training
 
 QUESTIONS = ["What is gout?", "How is malaria diagnosed?", "Is it? 漢字", "a"]
 
@@ -174,9 +177,26 @@ def test_all_experiments_answer_in_one_batch_and_each_is_its_own_answer(engine):
 
 def test_notes_name_facts_and_the_page_to_read(engine, monkeypatch):
     monkeypatch.setattr(engine, "stream", lambda *request: iter([[("40 <b>joints", True), ("4 joints, 7 days", True)]]))
-    notes = last(engine, "What is gout?", "exp_004", 5, False, {"Gout": "It hurts 4 joints."})[3]
+    training = Training({"Gout": "It hurts 4 joints."}, None)
+    notes = last(engine, "What is gout?", "exp_004", 5, False, training)[3]
     assert "untuned: number 40." in notes and "exp_004 (labels correct): number 7." in notes
     assert "joints" not in notes and "query=Gout" in notes
+
+
+def test_an_adapter_trained_with_passages_is_asked_with_them_and_cites_them(adapters, monkeypatch):
+    engine = demo.Engine({"exp_004": adapters["exp_004"], "exp_006": adapters["exp_003"]}, SMOKE)
+    train = Dataset.from_dict({"question": ["What is gout?"], "answer": ["Gout hurts 4 joints badly."], "group": ["g"]})
+    index = Index(train)
+    question, with_passage = "What is gout?", ask("What is gout?", index.find(["What is gout?"])[0])
+    base, plain = stream(engine, question, "exp_004", 5)[-1]
+    cited = stream(engine, with_passage, "exp_006", 5)[-1][1]
+    assert list(demo.ask_all(engine, question, ["exp_006", "exp_004"], index.find([question])[0], 5))[-1] == [base, cited, plain]
+    answers = {False: "It hurts.", True: "It badly hurts 4 joints. It itches."}
+    monkeypatch.setattr(engine, "stream", lambda ids, names, _: iter([[("Rest.", True)] + [(answers["exp_006" in names], True)] * len(names)]))
+    _, tuned, _, notes = last(engine, question, "exp_006", 5, False, Training({}, index))
+    assert tuned == "It badly hurts 4 joints. [1] It itches. [no source]"
+    assert "<li>" in notes and "What+is+gout" in notes
+    assert last(engine, question, "exp_004", 5, False, Training({}, index))[1] == answers[False]
 
 
 def test_on_zerogpu_the_stream_borrows_a_gpu_after_loading(adapters, monkeypatch):

@@ -9,6 +9,7 @@ TRAIN = Dataset.from_dict({
     "question": ["What are the symptoms of gout ?", "What is gout ?", "What causes it ?", "Which drug?\nA. x\nB. y"],
     "answer": ["It hurts 4 joints.", "An illness.", "A gene.", "x"],
     "focus_area": ["Gout", "Gout", "Marfan & <co>", ""],
+    "group": ["a", "a", "b", "c"],
 })  # fmt: skip
 
 
@@ -21,13 +22,15 @@ def test_find_disease_gives_the_longest_name_that_the_question_says():
     assert "query=Marfan+%26+%3Cco%3E" in link and "Marfan &amp; &lt;co&gt;" in link
 
 
-def test_read_diseases_reads_splits_of_real_data_alone(tmp_path, monkeypatch):
+def test_read_training_reads_splits_of_real_data_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDQA_HOME", str(tmp_path))
-    assert sources.read_diseases() == {}
+    assert sources.read_training() is None
     for name, origin in (("a", "kaggle.com/x"), ("b", "bundled sample")):
         about = {"sources": {"medquad": {"origin": origin}}}
         save_splits(DatasetDict(train=TRAIN), tmp_path / "data" / name / "group", about)
-    assert sources.read_diseases() == {"Gout": "It hurts 4 joints.\nAn illness.", "Marfan & <co>": "A gene."}
+    training = sources.read_training()
+    assert training.diseases == {"Gout": "It hurts 4 joints.\nAn illness.", "Marfan & <co>": "A gene."}
+    assert [each.text for each in training.find("gout symptoms")] == ["It hurts 4 joints.", "An illness."]
 
 
 def test_list_facts_leaves_out_what_the_source_states():

@@ -19,3 +19,10 @@ def test_exp_006_is_trained_and_asked_with_passages(tmp_path, monkeypatch):
     assert [prompt[prompt.rindex("Question: "):] for prompt in prompts[:len(asked)]] == asked
     assert all(prompt.startswith("[1] ") and "\n\n[2] " in prompt for prompt in prompts[:len(asked)])
     assert run.config["identity"]["experiment"]["passages"] == "nearest"
+    assert {"similarity", "sentences", "supported"} <= set(run.scores) and run.metrics["prompt_tokens"] > 100
+
+    prompts.clear()
+    again = evaluation.ask_again("exp_006", "none", "validation", PROFILES["smoke"], tmp_path)
+    rows = evaluation.choose_test_questions(splits["validation"], PROFILES["smoke"])
+    assert prompts[: len(rows)] == list(rows["question"])  # validation's, without passages
+    assert again.name == "exp_006_asked_none_validation" and "similarity" in again.scores
