@@ -13,7 +13,7 @@ from set_repository import current_repository  # noqa: E402
 FOLDER = Path(__file__).parents[1] / "notebooks"
 BADGE = "(https://colab.research.google.com/github/{}/blob/main/notebooks/{})"
 HEADINGS = ("Question", "Needs", "Reads", "Writes", "Next")
-WITH_FIGURES = ("03", "04", "11", "12", "13", "14", "15", "20", "21", "40")
+WITH_FIGURES = ("03", "04", "11", "12", "13", "14", "15", "20", "21", "23", "40")
 TRAINING = ("11", "12", "13", "14", "15", "16", "17")
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 PRIVATE_PATH = re.compile(

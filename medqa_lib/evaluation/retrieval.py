@@ -149,9 +149,9 @@ def check_answers(index: Index, questions: Sequence[str], answers: Sequence[str]
 
 
 def cite_samples(index: Index, samples: Sequence[dict]) -> list[dict]:
-    """Samples, each with the titles of its nearest passages and what `cite` gives for its sentences."""
+    """Samples, each with its nearest passages' titles (12 words) and what `cite` gives for its sentences."""
     found = index.find([each["question"] for each in samples])
-    return [each | {"passages": [passage.title for passage in passages],
+    return [each | {"passages": [" ".join(passage.title.split()[:12]) for passage in passages],
                     "support": [number for _, number in cite(each["answer"], passages, each["question"])]}
             for each, passages in zip(samples, found, strict=True)]
 
