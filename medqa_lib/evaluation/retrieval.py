@@ -131,8 +131,8 @@ def mark(answer: str, passages: Sequence[Passage], question: str = "") -> str:
 
 def has_source(answer: str, passages: Sequence[Passage], question: str = "") -> bool:
     """Whether passages support enough of an answer's sentences."""
-    numbers = [number for _, number in cite(answer, passages, question) if number is not None]
-    return sum(number > 0 for number in numbers) >= ENOUGH * max(1, len(numbers))
+    sentences, supported = _count_supported(answer, passages, question)
+    return supported >= ENOUGH * max(1, sentences)
 
 
 def check_answers(index: Index, questions: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:
@@ -142,9 +142,8 @@ def check_answers(index: Index, questions: Sequence[str], answers: Sequence[str]
     """
     rows = []
     for question, answer, passages in zip(questions, answers, index.find(questions), strict=True):
-        numbers = [number for _, number in cite(answer, passages, question) if number is not None]
-        rows.append((max((each.similarity for each in passages), default=0.0), len(numbers),
-                     sum(number > 0 for number in numbers)))
+        similarity = max((each.similarity for each in passages), default=0.0)
+        rows.append((similarity, *_count_supported(answer, passages, question)))
     return pd.DataFrame(rows, columns=["similarity", "sentences", "supported"])
 
 
@@ -154,6 +153,11 @@ def cite_samples(index: Index, samples: Sequence[dict]) -> list[dict]:
     return [each | {"passages": [" ".join(passage.title.split()[:12]) for passage in passages],
                     "support": [number for _, number in cite(each["answer"], passages, each["question"])]}
             for each, passages in zip(samples, found, strict=True)]
+
+
+def _count_supported(answer: str, passages: Sequence[Passage], question: str) -> tuple[int, int]:
+    numbers = [number for _, number in cite(answer, passages, question) if number is not None]
+    return len(numbers), sum(number > 0 for number in numbers)
 
 
 def _find_support(sentence: str, passages: Sequence[Passage], known: set[str]) -> int | None:

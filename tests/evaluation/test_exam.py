@@ -3,9 +3,11 @@ import json
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 
 from medqa_lib.config import PROFILES
 from medqa_lib.evaluation import exam
+from medqa_lib.evaluation.retrieval import Index
 from medqa_lib.model import load_base_model, load_tokenizer
 
 SOURCES = {
@@ -84,3 +86,13 @@ def test_letters_and_options_are_chosen_by_their_likelihood(exams):
             scores = [score(prompt, text) for text in texts]
             assert row[protocol] == (scores.index(max(scores)) == asked["correct"])
         assert row["chance"] == pytest.approx(1 / len(letters)) and row["sample_id"] == asked["sample_id"][:16]
+
+
+def test_passages_come_before_the_questions_with_their_options(exams, monkeypatch):
+    train = Dataset.from_dict({"question": ["What helps a sprain?"], "answer": ["Ice helps."], "group": ["g"]})
+    asked = []
+    nothing = pd.DataFrame({"mcq_correct": [0.0]})
+    monkeypatch.setattr(exam, "score_options", lambda model, tokenizer, questions, choices: asked.extend(questions) or nothing)
+    exam.take_exam(None, None, exams[exams["exam"] == "medqa"], Index(train))
+    prompt = "[1] What helps a sprain?\nIce helps.\n\nQuestion: What helps?\nA. Rest\nB. Aspirin\nC. Ice\nD. Surgery"
+    assert asked == [prompt, prompt]  # by letter, by option
