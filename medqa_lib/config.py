@@ -138,8 +138,8 @@ class Profile:
 
 PROFILES = {
     "gpu": Profile("gpu", "tinyllama-1.1b-chat", bertscore_encoder="roberta-large"),
-    "cpu": Profile("cpu", "smollm2-135m", step_divisor=32, total_batch_size=4, max_length=96, save_steps=6,
-                   max_new_tokens=32, validation_pairs=16, test_questions=16,
+    "cpu": Profile("cpu", "smollm2-135m", step_divisor=40, total_batch_size=2, max_length=80, save_steps=5,
+                   max_new_tokens=24, validation_pairs=12, test_questions=12,
                    bertscore_encoder="all-minilm-l6-v2"),
     "smoke": Profile("smoke", "smoke-llama", step_divisor=100, total_batch_size=4, max_length=192,
                      save_steps=2, max_new_tokens=8, validation_pairs=8, test_questions=4),

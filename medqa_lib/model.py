@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
@@ -64,6 +65,18 @@ def load_base_model(profile: Profile | None = None, quantized: bool = True) -> P
     Raises:
         RuntimeError: it can be neither downloaded nor found in the cache, or is no whole causal model.
     """
+    path = model_path(profile)
+    if torch.cuda.is_available() or is_sharded():
+        return _load(path, quantized)
+    return copy.deepcopy(_load_once(path, quantized))  # on a CPU quantising takes 20 times as long as a copy
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(path: str, quantized: bool) -> PreTrainedModel:
+    return _load(path, quantized)
+
+
+def _load(path: str, quantized: bool) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -71,7 +84,6 @@ def load_base_model(profile: Profile | None = None, quantized: bool = True) -> P
                              bnb_4bit_quant_storage=compute_dtype() if is_sharded() else torch.uint8)
     on_gpu = torch.cuda.is_available() and not is_sharded()
     device = int(os.environ.get("LOCAL_RANK", 0)) if on_gpu else "cpu"
-    path = model_path(profile)
     model, loaded = _from_pretrained(AutoModelForCausalLM, path, dtype=compute_dtype(),
                                      device_map={"": device}, output_loading_info=True,
                                      **({"quantization_config": nf4} if quantized else {}))

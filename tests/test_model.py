@@ -28,6 +28,7 @@ def test_check_model_compares_eos_of_tokenizer_and_model(own, right):
 
 def test_base_model_keeps_its_weights_on_a_cpu_for_which_bitsandbytes_repacks_them(monkeypatch):
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    model._load_once.cache_clear()
     base, tokens = model.load_base_model(PROFILES["smoke"]), torch.arange(2, 20).view(1, -1)
     with torch.no_grad():
         four_bit = base(tokens).logits
