@@ -1,22 +1,17 @@
-"""Labels made visible: one example token by token, and the audit of several policies as a figure."""
+"""Labels made visible: one example, token by token."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn
 
 from medqa_lib.config import POLICIES
-from medqa_lib.evaluation.plots import BLUE, GREY, ORANGE, SKY, STYLE
 from medqa_lib.labels import IGNORE_INDEX, encode_example, make_collator
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
 
-SHARES = ["prompt", "answer", "eos", "padding"]
 SHOWN = {"▁": "␣", "Ġ": "␣", "Ċ": "↵", "<0x0A>": "↵"}  # how tokenizers write a space and a line break
 
 
@@ -51,35 +46,3 @@ def token_table(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, 
 def render_tokens(table: pd.DataFrame) -> str:
     """`token_table` as an HTML table; control tokens such as </s> are text in it."""
     return table.reset_index().to_html(index=False, border=0)
-
-
-def audit_table(reports: dict[str, dict]) -> pd.DataFrame:
-    """Reports of `labels.audit_policy` by name: nats per token by offset, shares, what was found."""
-    rows = {}
-    for name, report in reports.items():
-        nats = {f"{offset:+d}": value for offset, value in report["nll"].items()}
-        shares = {part: report[f"{part}_share"] for part in SHARES}
-        rows[name] = {**nats, "chance": report["chance_nll"], **shares, "rows": report["rows"],
-                      "found": report["policy"] or "no policy", "verdict": report["verdict"]}
-    return pd.DataFrame(rows).T
-
-
-@plt.rc_context(STYLE)
-def plot_audits(table: pd.DataFrame) -> Figure:
-    """How likely the targets are at each offset, and what is supervised, by row of `audit_table`."""
-    size = (9, 1.6 + 0.45 * len(table))
-    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(3, 2))
-    seaborn.heatmap(table[SHARES].astype(float).rename(columns={"eos": "EOS"}), ax=right, annot=True,
-                    fmt=".0%", cmap="Blues", vmin=0, vmax=2.2, cbar=False, annot_kws={"color": "black"})
-    right.set_xlabel("Share that is supervised")
-    for offset, name, color, marker in (("+0", "copies the token", SKY, "s"), ("+1", "next token", BLUE, "o"),
-                                        ("+2", "token after next", ORANGE, "D")):
-        places = [place + 0.5 for place in range(len(table))]
-        left.plot(table[offset], places, marker, color=color, markersize=8, label=f"{offset}: {name}")
-    left.axvline(table["chance"].iloc[0], color=GREY, linestyle="--", label="chance, log V")
-    left.set(xlim=(0, None), xlabel="How surprising the targets are, read at this offset (nats / token)")
-    left.set_yticks(places, table.index)
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.28), ncols=2, frameon=False)
-    figure.supxlabel(f"{table['rows'].max()} examples counted", fontsize=8.5, x=0.01, ha="left")
-    plt.close(figure)
-    return figure

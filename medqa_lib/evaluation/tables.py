@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from medqa_lib.config import Experiment
 from medqa_lib.evaluation.reported import REPORTED
 from medqa_lib.evaluation.results import RunResult
 from medqa_lib.evaluation.significance import PERCENT, compare_runs, format_p
 from medqa_lib.metrics import METRICS
-from medqa_lib.model import compute_dtype
 
 POLICY_LABELS = {"aligned": "correct", "preshifted": "shifted twice", "full_sequence": "prompt too",
                  "padding_supervised": "padding too", "no_eos": "without EOS"}
@@ -89,23 +87,6 @@ def summary_table(runs: dict[str, RunResult]) -> pd.DataFrame:
     """One row per run, one column per metric, as numbers. A metric that no run has is left out."""
     table = pd.DataFrame({label(name): run.metrics for name, run in runs.items()}, SUMMARY).T
     return table.astype(float).dropna(axis=1, how="all")
-
-
-def settings_table(experiment: Experiment, run: RunResult) -> pd.DataFrame:
-    """What is trained and how, a row per setting of the experiment as the profile scales it."""
-    lora, trained = experiment.lora, "{trainable_parameters:,} ({trainable_share:.2%})"
-    rows = {"LoRA r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout,
-            "target_modules": ", ".join(lora.target_modules), "bias": lora.bias, "task type": "CAUSAL_LM",
-            "trainable parameters": trained.format(**run.metrics),
-            "base weights": "NF4 (4-bit), double quantisation",
-            "compute dtype": str(compute_dtype()).removeprefix("torch."),
-            "labels": label(experiment.label_policy),
-            "steps": f"{experiment.max_steps} of {experiment.total_batch_size} examples",
-            "learning rate": f"{experiment.learning_rate:g}, {experiment.lr_scheduler_type}, "
-                             f"warm-up {experiment.warmup_ratio:.0%}",
-            "longest example": f"{experiment.max_length} tokens", "seed": experiment.seed,
-            "log / save every": f"{experiment.logging_steps} / {experiment.save_steps} steps"}
-    return pd.DataFrame({experiment.name: {name: str(value) for name, value in rows.items()}})
 
 
 def expectation_table(run: RunResult, base: RunResult) -> pd.DataFrame:
