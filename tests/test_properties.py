@@ -26,7 +26,7 @@ from medqa_lib.labels import (
 )
 from medqa_lib.prompts import encode_prompt, escape_special_tokens, format_prompt
 
-settings.register_profile("quick", max_examples=100, deadline=None, derandomize=True, database=None)
+settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=10_000, deadline=None, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

@@ -576,39 +576,9 @@ def test_clean_rows_counts_each_removed_and_changed_row_once_where_it_happens():
     ],
 )
 def test_clean_rows_needs_no_quadratic_time_on_long_cells(part):
-    text = "&" + (part * 49_000)[:49_000]
-    options = json.dumps({"a": text[1:24_000] + "x", "b": text[:24_000]})
+    text = "&" + (part * 30_000)[:30_000]
+    options = json.dumps({"a": text[1:15_000] + "x", "b": text[:15_000]})
     start = time.process_time()
     choice = Row(text[1:], "x", "afrimedqa", "", "mcq", options, "a")
     clean_rows([Row(text, text + "x", "afrimedqa"), Row(text[1:], text[1:], "medquad"), choice])
-    assert time.process_time() - start < 2
-
-
-OPTIONS = st.text(max_size=20) | st.dictionaries(
-    st.sampled_from(["option1", "option2"]), st.text(max_size=9)
-).map(json.dumps)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(
-    st.lists(
-        st.builds(
-            Row,
-            question=st.text(max_size=60),
-            answer=st.text(max_size=80),
-            source=st.sampled_from(["medquad", "afrimedqa"]),
-            focus_area=st.text(max_size=10),
-            kind=st.sampled_from(["qa", "saq", "mcq", "consumer_queries", ""]),
-            options=OPTIONS,
-            correct=st.sampled_from(["option1", "option2", "option1,option2", "", "x"]),
-        ),
-        max_size=8,
-    )
-)
-def test_clean_rows_loses_no_row_uncounted_whatever_the_text(rows):
-    left, funnel = clean_rows(rows)
-    assert len(left) + sum(step["removed"] for step in funnel) == len(rows)
-    assert all(
-        before["rows"] - after["removed"] == after["rows"]
-        for before, after in zip(funnel, funnel[1:], strict=False)
-    )
+    assert time.process_time() - start < 1.5

@@ -37,10 +37,10 @@ def random_texts(n: int, vocabulary: int, length: int, seed: int = 0) -> list[st
 
 def test_similar_answers_agrees_with_brute_force():
     answers = list(dict.fromkeys(random_texts(120, 60, 70)))
-    expected = set()
-    for i, left in enumerate(answers):
+    expected, runs = set(), [set(runs_of(answer, 8)) for answer in answers]
+    for i in range(len(answers)):
         for j in range(i + 1, len(answers)):
-            pair = [set(runs_of(text, 8)) for text in (left, answers[j])]
+            pair = runs[i], runs[j]
             shared = len(pair[0] & pair[1])
             if shared and (2 * shared >= min(map(len, pair)) or shared >= 100):
                 expected.add((i, j))

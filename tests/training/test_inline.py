@@ -44,7 +44,7 @@ def run_cells(profile, home, splits):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    home, profile = tmp_path_factory.mktemp("inline"), config.PROFILES["smoke"]
+    home, profile = tmp_path_factory.mktemp("inline"), dataclasses.replace(config.PROFILES["smoke"], step_divisor=150)
     splits = data.prepare_splits(home=home)
     training.run_experiment("exp_001", splits, profile, home)
     weights = home / "adapters" / profile.model_slug / "exp_001" / "adapter_model.safetensors"
@@ -81,7 +81,7 @@ def test_cells_of_notebook_11_go_on_after_an_interruption(trained, monkeypatch, 
     calls = iter(range(100))
 
     def interrupted_step(self, *args, **kwargs):
-        if next(calls) == 5:
+        if next(calls) == 3:
             raise Interrupted
         return step(self, *args, **kwargs)
 
@@ -89,7 +89,7 @@ def test_cells_of_notebook_11_go_on_after_an_interruption(trained, monkeypatch, 
         patch.setattr(Trainer, "training_step", interrupted_step)
         run_cells(profile, tmp_path, splits)
     again = run_cells(profile, tmp_path, splits)
-    assert again["latest_checkpoint"].endswith("checkpoint-4")
+    assert again["latest_checkpoint"].endswith("checkpoint-2")
     assert_equal_weights(again["folder"], expected)
     third = run_cells(profile, tmp_path, splits)
     assert third["trainer"].state.global_step == 0, "a finished run is read, not trained on"

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -59,6 +60,7 @@ def train(splits, folder, path=None, **changes):
         losses, numbers = train_adapter(experiment, splits, SMOKE, session, folder / "adapter", path)
     adapter = hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
     return SimpleNamespace(
+        folder=folder,
         losses=losses,
         adapter=adapter,
         tokens=numbers["trained_tokens"],
@@ -74,6 +76,16 @@ def uninterrupted(splits, tmp_path_factory):
 
 class Interrupted(Exception):
     pass
+
+
+@pytest.fixture(scope="module")
+def interrupted(splits, tmp_path_factory):
+    """The folder of a run that ended in its third step; its checkpoint is of the second."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, 3)
+        train(splits, folder)
+    return folder
 
 
 def interrupt_after(monkeypatch, step, learning_rates=None):
@@ -131,11 +143,10 @@ def test_train_adapter_resumed_equals_uninterrupted(splits, uninterrupted, tmp_p
 
 
 def test_train_adapter_does_not_train_a_finished_run_again(splits, uninterrupted, tmp_path, monkeypatch):
-    first, seen = train(splits, tmp_path), []
+    seen, folder = [], shutil.copytree(uninterrupted.folder, tmp_path / "again")
     record_batches(monkeypatch, seen)
-    again = train(splits, tmp_path)
-    assert seen == [] and again.steps == first.steps == 8
-    assert again.adapter == first.adapter
+    again = train(splits, folder)
+    assert seen == [] and again.steps == uninterrupted.steps == 8
     assert_same(again, uninterrupted)
 
 
@@ -162,14 +173,11 @@ def test_train_time_is_that_of_every_process_up_to_its_last_checkpoint(
     assert train(splits, tmp_path).time_s == 80, "a start that finds the last step done adds no training"
 
 
-def test_train_adapter_refuses_checkpoints_of_another_recipe_or_data_set(splits, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        interrupt_after(patch, 3)
-        train(splits, tmp_path)
+def test_train_adapter_refuses_checkpoints_of_another_recipe_or_data_set(splits, interrupted):
     with pytest.raises(ResumeRefused, match="experiment.learning_rate: checkpoint 0.0002, this run 0.0001"):
-        train(splits, tmp_path, learning_rate=1e-4)
+        train(splits, interrupted, learning_rate=1e-4)
     with pytest.raises(ResumeRefused, match="data.train: checkpoint"):
-        train(DatasetDict({**splits, "train": splits["train"].select(range(13))}), tmp_path)
+        train(DatasetDict({**splits, "train": splits["train"].select(range(13))}), interrupted)
 
 
 class Poison:
@@ -183,16 +191,14 @@ class Poison:
 
 
 @pytest.mark.parametrize("name", ["rng_state.pth", "optimizer.pt", "scheduler.pt"])
-def test_resume_never_executes_what_a_checkpoint_holds(splits, tmp_path, monkeypatch, name):
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        interrupt_after(patch, 3)
-        train(splits, tmp_path)
-    checkpoint = list_checkpoints(tmp_path)[0]
+def test_resume_never_executes_what_a_checkpoint_holds(splits, interrupted, tmp_path, name):
+    folder = shutil.copytree(interrupted, tmp_path / "poisoned")
+    checkpoint = list_checkpoints(folder)[0]
     identity = json.loads((checkpoint / "manifest.json").read_text())["identity"]
     torch.save(Poison(tmp_path / "executed"), checkpoint / name)
     write_manifest(checkpoint, identity)  # whoever poisons a checkpoint can write its manifest too
     with pytest.raises(Exception, match="Weights only load failed"):
-        train(splits, tmp_path)
+        train(splits, folder)
     assert not (tmp_path / "executed").exists()
 
 
@@ -202,8 +208,9 @@ def test_resume_never_executes_what_a_checkpoint_holds(splits, tmp_path, monkeyp
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(
     splits, tmp_path, monkeypatch, capsys
 ):
-    no_dropout = LoraSettings(lora_dropout=0.0)  # its masks are drawn a micro-batch at a time
-    expected = train(splits, tmp_path / "enough", lora=no_dropout)
+    # Without dropout, whose masks are drawn a micro-batch at a time.
+    short = {"lora": LoraSettings(lora_dropout=0.0), "max_steps": 4}
+    expected = train(splits, tmp_path / "enough", **short)
     original = AnswerTrainer.compute_loss
     rows = []
 
@@ -215,7 +222,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_one(
         return original(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(AnswerTrainer, "compute_loss", compute_loss)
-    run = train(splits, tmp_path / "little", lora=no_dropout)
+    run = train(splits, tmp_path / "little", **short)
     assert "2 rows x 2: 4 did not fit" in capsys.readouterr().out
     assert sum(n for step, n in rows if step == 0) == 4
     assert run.tokens == expected.tokens
