@@ -9,8 +9,8 @@ import warnings
 
 __version__ = "0.1.0"
 
-# Read when torch is imported. By default a thread that waits for another one spins. Where two threads share two
-# cores with other processes, a training step of the small model took 20 s with it and 5 s without.
+# Read when torch is imported. By default a thread that waits for another one spins. Where two threads shared
+# two cores with other processes, a training step of the small model took 20 s, and 5 s without.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Libraries import tqdm.auto, which asks for ipywidgets; this project's bars are plain text that GitHub shows.

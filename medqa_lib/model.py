@@ -68,11 +68,12 @@ def load_base_model(profile: Profile | None = None, quantized: bool = True) -> P
     path = model_path(profile)
     if torch.cuda.is_available() or is_sharded():
         return _load(path, quantized)
-    return copy.deepcopy(_load_once(path, quantized))  # on a CPU quantising takes 20 times as long as a copy
+    changed = max((file.stat().st_mtime_ns for file in Path(path).glob("*")), default=0)  # of a local folder
+    return copy.deepcopy(_load_once(path, quantized, changed))  # quantising takes 20 times as long as a copy
 
 
 @functools.lru_cache(maxsize=1)
-def _load_once(path: str, quantized: bool) -> PreTrainedModel:
+def _load_once(path: str, quantized: bool, changed: int) -> PreTrainedModel:
     return _load(path, quantized)
 
 
