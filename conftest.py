@@ -40,8 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     optionalhook=True
 )  # a GPU machine may lack pytest-xdist: pytest -o addopts=--import-mode=importlib FILE
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """With the notebooks two processes, which halves four minutes on two cores; without them none, so a single test starts at once."""
-    return 2 if config.option.nbmake else 0
+    """Two for the notebooks or for all quick tests, which halves minutes on two cores; else none: a single test starts at once."""
+    all_quick = not config.option.file_or_dir and "not slow" in config.option.markexpr
+    return 2 if config.option.nbmake or all_quick else 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
