@@ -173,7 +173,7 @@ def run_own() -> None:
                 f"own_{path}",
                 4 if options.cpu else 32,
                 steps,
-                "padded" if options.cpu else path,
+                "padded" if options.cpu or path == "padded" else None,
             )
         )
     file = options.out / f"training_{gpu.lower().replace(' ', '_')}.json"
