@@ -1,7 +1,6 @@
 """The fast paths for training and answering. Delete this folder and the project works as before, only slower.
 
-`training.plan` and `evaluation.generation` call what this file names and nothing else. Imports wait for the
-call: transformers' models take seconds.
+`training.plan`, `evaluation.generation` call what this file names. Imports wait for a call: they are slow.
 """
 
 from __future__ import annotations

@@ -20,12 +20,10 @@ CHECK_STEPS = 32  # steps between two looks at which rows have finished; each lo
 
 def is_supported(model) -> bool:
     """Whether `FastDecoder` can decode this: plain Llama without adapter, sdpa, capability 7.5."""
-    if type(model) is not LlamaForCausalLM or model.device.type != "cuda":
-        return False
     linear = {type(module) for module in model.modules() if hasattr(module, "in_features")}
-    if linear != {torch.nn.Linear} or model.config._attn_implementation != "sdpa":
-        return False
-    return torch.cuda.get_device_capability(model.device) >= (7, 5)
+    return (type(model) is LlamaForCausalLM and linear == {torch.nn.Linear} and model.device.type == "cuda"
+            and model.config._attn_implementation == "sdpa"
+            and torch.cuda.get_device_capability(model.device) >= (7, 5))
 
 
 def attend_grouped(module, query, key, value, attention_mask, scaling=None, **_):
@@ -61,7 +59,7 @@ class FastDecoder:
     @torch.no_grad()
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int) -> list[list[int]]:
         rows, width = ids.shape
-        self._reserve(rows, _round_up(width + max_new_tokens, SLOT_BUCKET), max_new_tokens)
+        self._reserve(rows, -(-(width + max_new_tokens) // SLOT_BUCKET) * SLOT_BUCKET, max_new_tokens)
         self._prefill(ids, mask)
         owners, answers, done = list(range(rows)), [[]] * rows, 1
         attention = self.model.config._attn_implementation
@@ -69,7 +67,7 @@ class FastDecoder:
         try:
             while done < max_new_tokens and owners:
                 slot = width + done - 1
-                length = _round_up(slot + 1, SLOT_BUCKET)
+                length = (slot // SLOT_BUCKET + 1) * SLOT_BUCKET
                 steps = min(max_new_tokens - done, CHECK_STEPS, length - slot)
                 self._advance(len(owners), length, steps)
                 done += steps
@@ -150,7 +148,7 @@ class FastDecoder:
         """Move unfinished rows to the front if that leaves out a quarter; returns which are still decoded."""
         rows = len(owners)
         finished = (self.tokens[:rows, :done] == self.eos_id).any(1).tolist()
-        keep = _round_up(finished.count(False), ROW_BUCKET)
+        keep = -(-finished.count(False) // ROW_BUCKET) * ROW_BUCKET
         if keep > 0.75 * rows:
             return owners
         for owner, ids in zip(owners, self.tokens[:rows, :done].tolist(), strict=True):
@@ -161,7 +159,3 @@ class FastDecoder:
         for buffer in (self.last, self.padding, self.tokens, *caches):
             buffer[:keep] = buffer[index]
         return [owners[row] for row in order]
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

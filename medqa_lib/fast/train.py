@@ -17,6 +17,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+from peft.utils.integrations import dequantize_module_weight
 
 from medqa_lib.labels import IGNORE_INDEX
 
@@ -57,17 +58,11 @@ class LinearGroup:
 
     def _dequantize(self) -> torch.Tensor:
         """(rows, W + columns): dequantised weights, zeros where B goes. Rows begin on 128 bytes."""
-        if hasattr(self.bases[0].weight, "quant_state"):
-            from bitsandbytes.functional import dequantize_4bit as dequantize
+        weights = [dequantize_module_weight(base) for base in self.bases]
         stride = -(-(self.width + self.columns) // 64) * 64
-        base = self.bases[0].weight
-        dtype = base.quant_state.dtype if hasattr(base, "quant_state") else base.dtype
-        buffer = torch.zeros(self.rows[-1].stop, stride, dtype=dtype, device=base.device)
-        buffer = buffer[:, : self.width + self.columns]
-        for rows, layer in zip(self.rows, self.bases, strict=True):
-            state = getattr(layer.weight, "quant_state", None)
-            weight = layer.weight.data
-            buffer[rows, : self.width] = weight if state is None else dequantize(weight, state)
+        buffer = weights[0].new_zeros(self.rows[-1].stop, stride)[:, : self.width + self.columns]
+        for rows, weight in zip(self.rows, weights, strict=True):
+            buffer[rows, : self.width] = weight
         return buffer
 
     def weight(self) -> torch.Tensor:
@@ -135,13 +130,11 @@ class DecoderLayer:
         self.groups = [LinearGroup(modules, adapter, keep_weights) for modules in (
             (attention.q_proj, attention.k_proj, attention.v_proj), (attention.o_proj,),
             (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,))]
-        self.parameters = [parameter for group in self.groups for parameter in group.parameters]
         self.norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         self.eps, self.scaling, self.head_dim = config.rms_norm_eps, attention.scaling, attention.head_dim
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         norm = self.norms[0]
-        self.flash = (norm.is_cuda and norm.dtype != torch.float32
-                      and torch.cuda.get_device_capability(norm.device) >= (8, 0))
+        self.flash = norm.dtype != torch.float32 and torch.cuda.get_device_capability(norm.device) >= (8, 0)
 
     def rotate(self, qkv, batch, sign: float) -> None:
         heads, half = self.heads + self.key_heads, triton.next_power_of_2(self.head_dim // 2)
@@ -219,15 +212,15 @@ class FastStep:
         self.causal = causal
         layers = causal.model.layers
         self.layers = [DecoderLayer(layer, causal.config, adapter, keep_weights) for layer in layers]
-        self.parameters = [parameter for layer in self.layers for parameter in layer.parameters]
-        sizes = [parameter.numel() for parameter in self.parameters]
-        self.gradient = torch.zeros(sum(sizes), device=causal.device)  # of all parameters, one after another
-        self.factor = torch.ones(1, device=causal.device)  # gradient of the plain sum of the tokens' losses
         self.groups = [group for layer in self.layers for group in layer.groups]
+        self.parameters = [parameter for group in self.groups for parameter in group.parameters]
+        size = sum(parameter.numel() for parameter in self.parameters)
+        self.gradient = torch.zeros(size, device=causal.device)  # of all parameters, one after another
+        self.factor = torch.ones(1, device=causal.device)  # gradient of the plain sum of the tokens' losses
         views = iter(self.parts(self.gradient))
         for group in self.groups:
             group.gradients = [next(views) for _ in group.parameters]
-        self.graphs, self.largest, self.newest, self.compiled = {}, 0, None, set()
+        self.graphs, self.largest, self.compiled = {}, 0, set()
 
     def parts(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """The flat gradient as one tensor per parameter."""
@@ -275,12 +268,9 @@ class FastStep:
         """The sum of the tokens' losses times `batch.scale`, and what `backward` pops first."""
         norm, head = self.causal.model.norm.weight, self.causal.lm_head.weight
         h, rstd = kernels.add_rstd(hidden, delta, self.causal.config.rms_norm_eps)
-        x, (tokens, width) = torch.empty_like(h), h.shape
-        kernels.group_input_kernel[triton.cdiv(tokens, 16),](
-            h, rstd, norm, h, h, h, x, tokens, batch.seeds, 1.0, STRIDE=width, MODE=NORM, BT=16, BK=128,
-            W=width, N=0, RANK=0, PAD=16, THRESHOLD=0)
-        losses = torch.empty(tokens, dtype=torch.float32, device=h.device)
-        for start in range(0, tokens, LOGIT_ROWS):
+        x = (h.float() * rstd[:, None]).to(h.dtype) * norm
+        losses = torch.empty(len(h), dtype=torch.float32, device=h.device)
+        for start in range(0, len(h), LOGIT_ROWS):
             part = slice(start, start + LOGIT_ROWS)
             logits = x[part] @ head.t()
             kernels.cross_entropy_kernel[len(logits),](logits, batch.targets[part], losses[part], batch.scale,
@@ -298,11 +288,8 @@ class FastStep:
         forward, backward, static, loss = self.graphs[key]
         self.fill(static, batch)
         forward.replay()
-        self.newest = number = object()
 
         def replay_backward(grad):
-            if self.newest is not number:
-                raise RuntimeError("backward() of an earlier forward pass: its activations are gone.")
             self.factor.copy_(grad * batch.scale)
             backward.replay()
 
