@@ -17,7 +17,7 @@ from medqa_lib.evaluation.facts import find_genes, find_modes, find_numbers
 WORDS, PASSAGES, TITLE_WORDS = 100, 2, 30  # of a passage; before a question; of a passage's own question
 K1, B = 1.2, 0.75  # BM25's usual constants
 SUPPORTED = 0.5  # share of a sentence's words that a passage must have
-ENOUGH = 0.2  # share of supported sentences below which an answer has no source; notebook 23 chooses it
+ENOUGH = 0.05  # share of supported sentences below which an answer has no source; notebook 23 chooses it
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
