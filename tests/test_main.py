@@ -112,3 +112,18 @@ def test_ctrl_c_ends_kernel_and_runner(write_notebooks, tmp_path):
             return
         time.sleep(0.1)
     pytest.fail(f"kernel {kernel} still runs")
+
+
+@pytest.mark.slow
+def test_notebooks_side_by_side_give_the_same_results_as_in_turn(tmp_path):
+    """Both need the untuned model's run: the second waits for it."""
+    found = {}
+    for name, options in (("turn", []), ("side", ["--gpus", "2"])):
+        home = tmp_path / name
+        command = [sys.executable, "-m", "medqa_lib", *options, "12", "14"]
+        variables = os.environ | {"MEDQA_PROFILE": "smoke", "MEDQA_HOME": str(home), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+        files = sorted((home / "results").rglob("scores.csv"))
+        found[name] = {file.parent.name: file.read_bytes() for file in files}
+    assert found["turn"] == found["side"] and set(found["turn"]) == {"base", "exp_002", "exp_004"}
