@@ -21,7 +21,7 @@ import pandas as pd
 import regex
 from tqdm import tqdm
 
-from medqa_lib.evaluation.overlap import f1, list_ngrams, score_rouge, tokenize_rouge
+from medqa_lib.rouge import f1, list_ngrams, score_rouge, tokenize_rouge
 
 HIGHEST_GRADE = 24.0  # an answer without a full stop is one endless sentence: grade 8,811 was seen
 BLEU_COLUMNS = ("bleu_hyp_len", "bleu_ref_len",

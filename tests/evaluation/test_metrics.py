@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medqa_lib import metrics
-from medqa_lib.evaluation import overlap
+from medqa_lib import metrics, rouge
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = """the a an of and or in with patients fever cough treatment diagnosis usually children adults doctor's blood-pressure
@@ -253,7 +252,7 @@ def test_count_common_subsequence_equals_table():
     rng = random.Random(2)
     for _ in range(200):
         first, second = ([rng.choice("abcde") for _ in range(rng.randint(0, 90))] for _ in range(2))
-        assert overlap.count_common_subsequence(first, second) == _lcs_table(first, second)[-1][-1]
+        assert rouge.count_common_subsequence(first, second) == _lcs_table(first, second)[-1][-1]
 
 
 def test_summarize_scores_ignores_what_is_no_metric(scores):
