@@ -98,9 +98,8 @@ def expectation_table(run: RunResult, base: RunResult) -> pd.DataFrame:
     loss = {"metric": "validation_loss", "base": before, "tuned": after, "percent_low": np.nan,
             "percent_change": 100 * (after / before - 1), "verdict": "better" if after < before else "worse"}
     comparison = compare_runs(base.scores, run.scores, names)
-    rows = [{"metric": label(row.metric), "untuned": format_number(row.base),
-             "tuned": format_number(row.tuned), "change [95% interval]": format_change(row),
-             "expected": expected, "found": format_verdict(row),
-             "original report": f"{reported[row.metric]:+g}%" if row.metric in reported else "-"}
-            for row in pd.concat([pd.DataFrame([loss]), comparison]).itertuples()]
-    return pd.DataFrame(rows).set_index("metric")
+    comparison = pd.concat([pd.DataFrame([loss]), comparison])
+    table = results_table(comparison).drop(columns="p (Holm)").rename(columns={"verdict": "found"})
+    table.insert(3, "expected", expected)
+    return table.assign(**{"original report": [f"{reported[name]:+g}%" if name in reported else "-"
+                                               for name in comparison["metric"]]})
