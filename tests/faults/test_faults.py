@@ -233,17 +233,18 @@ def resume_and_compare_sigterm(run, uninterrupted):
     return resumed
 
 
-def test_second_process_on_one_machine_is_refused_with_one_line(tmp_path, uninterrupted):
+def test_second_process_on_one_machine_waits_and_reads_what_the_first_has_finished(tmp_path, uninterrupted):
     go_on = tmp_path / "go on"
     first = Training(tmp_path / "home", fault=functools.partial(fault_injection.wait_at_step, 1, go_on))
+    second = None
     try:
         first.wait_for("Trainable:")
         second = Training(tmp_path / "home")
-        assert second.wait() == 2
+        assert second.wait_for("Another process works on exp_004")
     finally:
-        go_on.touch()  # not before: a second process that tries for a while would find the lock free
-    assert "Another process works on exp_004" in second.output and "Traceback" not in second.output
-    assert first.wait() == 0, first.output[-3000:]
+        go_on.touch()
+    assert first.wait() == second.wait() == 0, first.output[-3000:] + second.output[-3000:]
+    assert second.steps == [] and "exp_004 is finished" in second.output
     assert_same_end(first, uninterrupted)
 
 

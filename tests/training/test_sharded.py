@@ -58,10 +58,9 @@ def test_sharded_equals_whole(tmp_path):
         sys.executable,
         "-m",
         "torch.distributed.run",
+        "--standalone",
         "--nproc_per_node",
         "2",
-        "--master_port",
-        "0",
         str(script),
     ]
     variables = {
