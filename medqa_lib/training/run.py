@@ -139,11 +139,16 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     losses = training.loss_history(trainer.state.log_history)
     session.say(training.loss_table(losses))
     session.require_lasting()
-    weights = {name: whole(weight) for name, weight in model.named_parameters() if weight.requires_grad}
-    if session.is_main:
-        model.save_pretrained(adapter_dir, state_dict=weights if is_sharded() else None)
-        tokenizer.save_pretrained(adapter_dir)
+    save_adapter(model, tokenizer, adapter_dir, session.is_main)
     return losses, numbers
+
+
+def save_adapter(model, tokenizer, folder: Path, is_main: bool) -> None:
+    """Every process calls this, since sharded weights are gathered; the first one writes."""
+    weights = {name: whole(weight) for name, weight in model.named_parameters() if weight.requires_grad}
+    if is_main:
+        model.save_pretrained(folder, state_dict=weights if is_sharded() else None)
+        tokenizer.save_pretrained(folder)
 
 
 def describe_run(experiment: Experiment, model, counts: dict, verdict: str, plan) -> list[str]:
