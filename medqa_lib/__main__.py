@@ -27,7 +27,6 @@ from medqa_lib.config import Profile, current_profile, home_dir
 from medqa_lib.reasons import user_errors
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-TRAINING = ("11", "12", "13", "14", "15", "16", "17")
 CPU_LIST = ("00", "01", "02", "03", "04", "11", "12", "13", "14", "20")  # five minutes on 2 CPU cores
 
 
@@ -50,14 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
     numbers = [number.zfill(2) for number in options.numbers] or default
     if unknown := [number for number in numbers if number not in available]:
         parser.error(f"no notebook {' '.join(unknown)} in {NOTEBOOKS}; expected {' '.join(available)}")
-    if options.gpus > 1:
-        return run_on_gpus(numbers, options.gpus)
+    paths = [available[number] for number in numbers]
     folder = NOTEBOOKS if options.in_place else home_dir() / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     # Importing takes longer than most notebooks do on a CPU. On a GPU each process gives its memory back.
-    shared = None if options.in_place or profile.name == "gpu" else new_kernel()
+    several = options.gpus > 1
+    shared = None if options.in_place or several or profile.name == "gpu" else new_kernel()
     try:
-        return run_notebooks([available[number] for number in numbers], folder, shared)
+        return run_on_gpus(paths, folder, options.gpus) if several else run_notebooks(paths, folder, shared)
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from the newest checkpoint.", file=sys.stderr)
         return 130
@@ -93,31 +92,37 @@ def run_notebooks(paths: list[Path], folder: Path, kernel=None) -> int:
     return 0
 
 
-def run_on_gpus(numbers: list[str], gpus: int) -> int:
+def run_on_gpus(paths: list[Path], folder: Path, gpus: int) -> int:
     """Each notebook in a process of its own: those that train side by side, the others in turn.
 
     Where two need one run, the second waits for the first and reads it. Returns 1 if one failed, else 0.
     """
     free = SimpleQueue()
+    for gpu in range(gpus):
+        free.put(gpu)
 
-    def start(number: str) -> int:
-        gpu = free.get()
-        command = [sys.executable, "-m", "medqa_lib", number]
+    def run(path: Path) -> int:
+        """Run a notebook on a GPU that is free. Returns the exit status."""
+        gpu, began = free.get(), time.perf_counter()
+        command = [sys.executable, "-m", "medqa_lib", path.name[:2]]
+        command += ["--in-place"] if folder == NOTEBOOKS else []
+        variables = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
         try:
-            print(f"GPU {gpu}: notebook {number} ...", flush=True)
-            began, variables = time.perf_counter(), {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
+            print(f"GPU {gpu}: {path.stem} ...", flush=True)
             code = subprocess.run(command, env=variables, stdout=subprocess.DEVNULL).returncode
-            print(f"GPU {gpu}: notebook {number}: {time.perf_counter() - began:.0f} s", flush=True)
+            print(f"GPU {gpu}: {path.stem}: {time.perf_counter() - began:.0f} s", flush=True)
             return code
         finally:
             free.put(gpu)
 
-    for gpu in range(gpus):
-        free.put(gpu)
+    def trains(path: Path) -> bool:
+        """Whether the notebook asks Colab for a GPU."""
+        return nbformat.read(path, as_version=4).metadata.get("accelerator") == "GPU"
+
     with ThreadPoolExecutor(gpus) as pool:
-        for trains, some in groupby(numbers, TRAINING.__contains__):
-            run = pool.map if trains else map
-            if any(run(start, some)):
+        for side_by_side, some in groupby(paths, trains):
+            start = pool.map if side_by_side else map
+            if any(start(run, some)):
                 return 1
     print_results(current_profile())
     return 0

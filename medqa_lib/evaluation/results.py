@@ -13,16 +13,14 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
-from medqa_lib.config import MODELS, Experiment, Profile, home_dir, scratch_dir
+from medqa_lib.config import MODELS, Experiment, Profile, home_dir
 from medqa_lib.prompts import format_prompt
 from medqa_lib.reasons import hub_answers, hub_reason
 
@@ -37,7 +35,6 @@ FILES = {"config.json": (dict, "identity"), "metrics.json": (dict, "n_test"),
          "samples.json": (list, None)}
 # Raise one whenever a change of the code changes labels, answers or scores: older results are not reused.
 VERSIONS = {"labels": 1, "generation": 1, "metrics": 2}
-DYING_S = 2  # a process that was just killed may hold its lock so long
 RUN_ORDER = ("base", "exp_001", "exp_002", "exp_003", "exp_004", "exp_005")
 
 
@@ -235,33 +232,3 @@ def describe_origin(runs: Iterable[RunResult]) -> str:
               run.config["date"]) for run in runs]
     models, sizes, gpus, dates = (" / ".join(sorted(set(values))) for values in zip(*facts, strict=True))
     return f"{models}, n = {sizes} test questions, GPU {gpus}, {dates}"
-
-
-class RunBusy(RuntimeError):
-    """Another process works on this run."""
-
-
-@contextmanager
-def lock_run(name: str, profile: Profile, home: Path) -> Iterator[None]:
-    """Work on a run alone: wait while another process of this machine does, which may leave it finished.
-
-    The operating system frees the lock when its process ends, however it ends.
-    """
-    path = scratch_dir(home) / "locks" / profile.model_slug / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    if os.environ.get("RANK", "0") == "0":  # of several processes the first holds it for all
-        try:
-            lock.acquire(timeout=DYING_S)
-        except Timeout:
-            print(f"Another process works on {name} in {home}. Waiting for it to end ...", flush=True)
-            lock.acquire()
-    try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            import torch
-            from accelerate import PartialState
-
-            PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
-        yield
-    finally:
-        lock.release()

@@ -23,7 +23,8 @@ from medqa_lib.evaluation import likelihood, results, retrieval
 from medqa_lib.evaluation.answers import AnswerStore
 from medqa_lib.evaluation.facts import RED_LINES, crosses_red_line, score_facts
 from medqa_lib.evaluation.generation import generate_records
-from medqa_lib.evaluation.results import RunResult, lock_run
+from medqa_lib.evaluation.lock import lock_run
+from medqa_lib.evaluation.results import RunResult
 from medqa_lib.labels import UNUSABLE, encode_split
 from medqa_lib.model import check_model, context_length, load_base_model, load_merged, load_tokenizer
 from medqa_lib.prompts import encode_prompt
@@ -132,10 +133,9 @@ def ask_again(name: str, passages: str, part: str = "test", profile: Profile | N
     identity = result_identity(experiment, profile, splits) | {"asked": passages}
     full_name = f"{name}_asked_{passages}" + ("" if part == "test" else f"_{part}")
     context = RunContext(full_name, splits, profile, home, identity, passages)
-    if finished := results.find_finished(context.folder, identity):
-        return finished
+    adapter_dir = adapter_dir or home / "adapters" / profile.model_slug / name
     with lock_run(full_name, profile, home):
-        return evaluate_run(context, adapter_dir or home / "adapters" / profile.model_slug / name)
+        return results.find_finished(context.folder, identity) or evaluate_run(context, adapter_dir)
 
 
 def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: pd.DataFrame | None = None,
@@ -152,14 +152,15 @@ def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: p
         before_save: called before results are written; it raises if this process must not write them.
     """
     test = choose_test_questions(context.splits["test"], context.profile)
-    numbers, answers, options = _ask_model(context, adapter_dir, test)
+    index = retrieval.Index(context.splits["train"]) if context.passages else None
+    numbers, answers, options = _ask_model(context, adapter_dir, test, index)
     gc.collect()
     torch.cuda.empty_cache()
     if not is_main_process():
         return None
     scores = score_test(context, test, answers[:len(test)])
     if context.passages:
-        index, texts = retrieval.Index(context.splits["train"]), [each.text for each in answers[:len(test)]]
+        texts = [each.text for each in answers[:len(test)]]
         scores = pd.concat([scores, retrieval.check_answers(index, list(test["question"]), texts)], axis=1)
     asked = int(options["mcq_asked"].sum())
     if asked:
@@ -177,7 +178,8 @@ def evaluate_run(context: RunContext, adapter_dir: Path | None = None, losses: p
     return results.save_run(context.folder, config, numbers, scores, losses, samples)
 
 
-def _ask_model(context: RunContext, adapter_dir: Path | None, test) -> tuple[dict, list, pd.DataFrame]:
+def _ask_model(context: RunContext, adapter_dir: Path | None, test,
+               index: retrieval.Index | None) -> tuple[dict, list, pd.DataFrame]:
     """All that needs the model: (numbers, answers to the test and the sample questions, option scores)."""
     profile, tokenizer, questions = context.profile, load_tokenizer(context.profile), list(test["question"])
     base = load_base_model(profile)
@@ -185,7 +187,6 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test) -> tuple[dic
     model = load_merged(adapter_dir, profile, base)
     validation, asked = context.splits["validation"], [*questions, *OWN_QUESTIONS]
     if context.passages not in ("", "none"):
-        index = retrieval.Index(context.splits["train"])
         validation = retrieval.add_passages(validation, index, context.passages)
         asked = list(map(retrieval.ask, asked, index.find(asked, kind=context.passages)))
     validation = encode_validation(tokenizer, validation, profile, context_length(base), context.passages)

@@ -16,7 +16,8 @@ from medqa_lib import standin
 from medqa_lib.config import Experiment, Profile, current_profile, get_experiment, home_dir, make_home
 from medqa_lib.data.prepare import prepare_splits
 from medqa_lib.evaluation import retrieval
-from medqa_lib.evaluation.results import RunResult, find_finished, load_run, lock_run, run_identity
+from medqa_lib.evaluation.lock import lock_run
+from medqa_lib.evaluation.results import RunResult, find_finished, load_run, run_identity
 from medqa_lib.evaluation.run import (
     RunContext,
     encode_validation,

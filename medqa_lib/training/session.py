@@ -15,7 +15,7 @@ from typing import Self
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from medqa_lib.evaluation.results import RunBusy, write_json_atomically
+from medqa_lib.evaluation.results import write_json_atomically
 from medqa_lib.training.checkpoints import (
     CheckpointError,
     checkpoint_step,
@@ -29,6 +29,10 @@ from medqa_lib.training.checkpoints import (
 
 OWNER = "owner.json"
 KEEP = 2  # checkpoints in each folder
+
+
+class RunBusy(RuntimeError):
+    """Another process works on this run."""
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Batched greedy answers equal one-by-one ones; the answers file survives torn and damaged lines."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import GenerationConfig
+from two_processes import run_in_two
 
 from medqa_lib import labels
 from medqa_lib.config import PROFILES
@@ -250,8 +250,15 @@ def test_hash_adapter_follows_weights_and_scale_only(tmp_path):
     first = save(b"one", r=8, lora_alpha=16, base_model_name_or_path="/here")
     assert save(b"one", lora_alpha=16, r=8, base_model_name_or_path="/there") == first and len(first) == 16
     assert (
-        len({first, save(b"two", r=8, lora_alpha=16), save(b"one", r=8, lora_alpha=32), hash_adapter(None),
-             save(b"one", r=8, lora_alpha=16, rank_pattern={"q_proj": 4})})
+        len(
+            {
+                first,
+                save(b"two", r=8, lora_alpha=16),
+                save(b"one", r=8, lora_alpha=32),
+                hash_adapter(None),
+                save(b"one", r=8, lora_alpha=16, rank_pattern={"q_proj": 4}),
+            }
+        )
         == 5
     )
 
@@ -323,25 +330,6 @@ def test_generate_records_splits_questions_between_processes(model, tokenizer, t
     program.write_text(
         CHILD + "import os\npath.with_name(os.environ['RANK']).write_text(json.dumps(answers))\n"
     )
-    # What `accelerate launch` runs for several GPUs; with --cpu it starts one process only
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(program),
-        str(path),
-    ]
-    done = subprocess.run(
-        command,
-        cwd=REPO,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_in_two(program, path)
     assert [json.loads((tmp_path / rank).read_text()) for rank in "01"] == [expected, expected]
     assert [len(records_of(tmp_path / name)) for name in ("answers.jsonl", "answers.1.jsonl")] == [12, 12]

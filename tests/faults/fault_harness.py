@@ -111,12 +111,12 @@ def _train(variables, scratch, log, fault):
     sys.stderr = open(2, "w", buffering=1, closefd=False)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     from medqa_lib import config
-    from medqa_lib.evaluation import results
+    from medqa_lib.evaluation import lock
     from medqa_lib.training import checkpoints
     from medqa_lib.training import run as training
 
     if scratch:
-        checkpoints.scratch_dir = results.scratch_dir = lambda home: scratch
+        checkpoints.scratch_dir = lock.scratch_dir = lambda home: scratch
 
     config.PROFILES["smoke"] = dataclasses.replace(config.PROFILES["smoke"], step_divisor=STEP_DIVISOR)
     if fault:

@@ -1,14 +1,12 @@
 """What is planned, that a plan leaves the recipe alone, and what is said of it before the start."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from fast_helpers import make_model
 from transformers import DataCollatorWithFlattening
+from two_processes import run_in_two
 
 from medqa_lib.training.plan import TrainingPlan, plan_training
 
@@ -60,19 +58,7 @@ def test_all_processes_take_what_the_smallest_can_hold(tmp_path):
         f"open(os.path.join({str(tmp_path)!r}, os.environ['RANK']), 'w').write(str(number))\n"
         "import torch\ntorch.distributed.destroy_process_group()\n"
     )  # as in training.main
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(program),
-    ]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_in_two(program)
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["4", "4"]
 
 

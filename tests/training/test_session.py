@@ -12,10 +12,10 @@ import pytest
 from checkpoint_helpers import IDENTITY, make_checkpoint, names
 
 from medqa_lib.config import PROFILES
-from medqa_lib.evaluation.results import RunBusy, lock_run
+from medqa_lib.evaluation.lock import lock_run
 from medqa_lib.training import session as checkpoint_session
 from medqa_lib.training.checkpoints import CheckpointError, read_manifest, verify
-from medqa_lib.training.session import CheckpointSession, explain_save_errors
+from medqa_lib.training.session import CheckpointSession, RunBusy, explain_save_errors
 
 
 def save(session, step):

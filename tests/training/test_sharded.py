@@ -1,11 +1,7 @@
 """FSDP on a 4-bit base, two processes on CPUs: half the bytes each, the loss and gradients of the whole model, an adapter as ever."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from two_processes import run_in_two
 
 SCRIPT = """
 import os
@@ -54,20 +50,4 @@ torch.distributed.destroy_process_group()
 def test_sharded_equals_whole(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(script),
-    ]
-    variables = {
-        **os.environ,
-        "MEDQA_PROFILE": "smoke",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two(script, MEDQA_PROFILE="smoke", OMP_NUM_THREADS="1")
