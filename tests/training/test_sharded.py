@@ -30,6 +30,7 @@ def size(weights):
 
 torch.distributed.init_process_group("gloo")
 plain, sharded = build(False), build(True)
+assert all(weight.is_floating_point() for weight in sharded.parameters())  # accelerate does not shard others
 sharded.gradient_checkpointing_enable({"use_reentrant": False})
 mesh = init_device_mesh("cpu", (2,))
 for layer in sharded.get_base_model().model.layers:
