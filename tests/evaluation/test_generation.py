@@ -271,11 +271,9 @@ from medqa_lib.config import PROFILES
 from medqa_lib.evaluation.answers import AnswerStore
 from medqa_lib.evaluation.generation import generate_answers
 from medqa_lib.model import load_base_model, load_tokenizer
-sys.path.insert(0, "tests/evaluation")
-from test_generation import MANY
 model, tokenizer, path = load_base_model(PROFILES["smoke"], quantized=False).float(), load_tokenizer(PROFILES["smoke"]), Path(sys.argv[1])
 sys.stdin.readline()
-answers = generate_answers(model, tokenizer, MANY, 40, batch_size=2, store=AnswerStore(path))
+answers = generate_answers(model, tokenizer, json.loads(sys.argv[2]), 40, batch_size=2, store=AnswerStore(path))
 """
 
 
@@ -299,7 +297,7 @@ def test_generation_killed_at_random_moments_and_resumed_writes_the_same_file(mo
     paths = [tmp_path / f"killed{attempt}.jsonl" for attempt in range(3)]
     program = [sys.executable, "-c", NO_END + CHILD]
     children = [
-        subprocess.Popen([*program, str(path)], cwd=REPO, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        subprocess.Popen([*program, str(path), json.dumps(MANY)], cwd=REPO, stdin=subprocess.PIPE)
         for path in paths
     ]  # all three import their libraries at once and then wait for a line
     for path, child in zip(paths, children, strict=True):
