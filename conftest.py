@@ -68,9 +68,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
 
 
 def pytest_collection_finish() -> None:
-    """What the imports have made stays: no later gc.collect(), of which each Trainer calls several, looks through it again."""
+    """What a gc.collect() has left, the imports above all, no later one looks through: each Trainer calls several."""
+    gc.callbacks.append(lambda phase, about: gc.freeze() if phase == "stop" and about["generation"] == 2 else None)
     gc.collect()
-    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -70,7 +70,8 @@ class Client(NotebookClient):
 
     def __init__(self, notebook: nbformat.NotebookNode, km=None, **options):
         super().__init__(notebook, km, **options)
-        clear = "get_ipython().reset(); __import__('gc').collect()"
+        # What is left, the imports, is looked through once: each Trainer collects several times.
+        clear = "get_ipython().reset(); import gc; gc.collect(); gc.freeze(); del gc"
         self.on_notebook_start = lambda notebook: self.kc.execute_interactive(clear, silent=True)
 
 
