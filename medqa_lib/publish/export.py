@@ -145,7 +145,7 @@ def compare_paths(answers: dict[str, list[str]]) -> pd.DataFrame:
     Args:
         answers: way -> answers. The first is the evaluated model; the last, untuned, is a control.
     Returns:
-        path, n, identical, common_prefix (both shares), needed, passed. `hub.push` needs all to pass.
+        path, n, identical, common_prefix (both shares), needed, passed.
     """
     evaluated, control = next(iter(answers.values())), list(answers)[-1]
     rows = [{"path": path, **compare_answers(evaluated, found), "needed": 0.0 if path == control else NEEDED}

@@ -1,4 +1,4 @@
-"""Adapters from and to the Hugging Face Hub: find, load, save as a folder that can be published, upload."""
+"""Adapters from and to the Hugging Face Hub: find, load, save as a folder to upload."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def copy_adapter(source: Path, folder: Path, base_model: str) -> None:
 
 
 def save_local(adapter_dir: Path, folder: Path, card: str, parity: pd.DataFrame, base_model: str) -> Path:
-    """The folder that `push` uploads: adapter, tokenizer with our chat template, card, parity table.
+    """The folder to upload: adapter, tokenizer with our chat template, card, parity table.
 
     Results on data sets of the Hub go into `.eval_results` too, from which the Hub fills its leader boards.
     """
@@ -172,39 +172,3 @@ def save_local(adapter_dir: Path, folder: Path, card: str, parity: pd.DataFrame,
         text = json.dumps(eval_result_entries_to_yaml(entries), indent=1)  # JSON is YAML
         (folder / ".eval_results" / "afrimedqa.yaml").write_text(text, encoding="utf-8")
     return folder
-
-
-def push(folder: Path, repository: str, private: bool = True) -> str:
-    """Upload the folder of `save_local` if all rows of its parity table have passed; see `upload`."""
-    parity = pd.read_csv(folder / PARITY)
-    if parity.empty or not parity["passed"].eq(True).all():  # a missing value is no pass
-        raise ValueError(f"The parity gate has not passed, so nothing was uploaded:\n{parity.to_string()}")
-    return upload(folder, repository, {"allow_patterns": PUBLISHED}, private=private)
-
-
-def upload(folder: Path, repository: str, patterns: dict | None = None, **creation) -> str:
-    """Create the repository (the token's user is the default owner), upload the folder, return its address.
-
-    Raises:
-        ValueError: there is no token.
-        RuntimeError: the Hub refused, and a busy one did so again; the message does not contain the token.
-    """
-    from huggingface_hub import HfApi, get_token
-
-    token = get_token()
-    if not token:
-        raise ValueError(f"There is no Hub token: log in first (notebook 01). {folder} was not uploaded.")
-    api = HfApi(token=token)
-
-    def send() -> str:
-        name = repository if "/" in repository else f"{api.whoami()['name']}/{repository}"
-        address = api.create_repo(name, exist_ok=True, **creation)
-        api.upload_folder(folder_path=folder, repo_id=name, repo_type=creation.get("repo_type"),
-                          commit_message="Upload from medqa", **(patterns or {}))
-        return str(address)
-
-    try:
-        return try_again(send, repository, "the Hub (upload)")  # its client repeats downloads, but no commit
-    except Exception as error:  # whatever it is, its text may quote the request
-        reason = hub_reason(error).replace(token, "[token]")
-    raise RuntimeError(f"The Hub did not take {repository}: {reason}. Is it a token that may write there?")

@@ -1,4 +1,4 @@
-"""The demo as a Hugging Face Space: a folder that runs with `python app.py`, and its upload."""
+"""The demo as a Hugging Face Space: a folder that runs with `python app.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from medqa_lib.config import MODELS, Profile, current_profile
-from medqa_lib.publish.hub import copy_adapter, public_name, upload
+from medqa_lib.publish.hub import copy_adapter, public_name
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "gguf", "gradio")
 
@@ -43,9 +43,3 @@ def write_space(folder: Path, adapters: dict[str, Path], profile: Profile | None
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
     return folder
-
-
-def push_space(folder: Path, repository: str, private: bool = True) -> str:
-    """Create the Space and upload the folder of `write_space` in place of its content; see `hub.upload`."""
-    return upload(folder, repository, {"delete_patterns": "*"}, private=private, repo_type="space",
-                  space_sdk="gradio")

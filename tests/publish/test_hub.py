@@ -1,11 +1,10 @@
-"""Adapters are found in a fixed order, checked while they are loaded, and published only after a passed parity gate."""
+"""Adapters are found in a fixed order and checked while they are loaded; what is published names no folder of ours."""
 
 import dataclasses
 import json
 import os
 import random
 import shutil
-import traceback
 
 import httpx
 import huggingface_hub
@@ -16,11 +15,10 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from smoke_adapters import SMOKE, make_adapter
 
-from medqa_lib import reasons
 from medqa_lib.evaluation.generation import generate_answers
 from medqa_lib.model import load_base_model, load_merged, load_tokenizer
 from medqa_lib.prompts import format_example, format_prompt
-from medqa_lib.publish import hub, space
+from medqa_lib.publish import hub
 from medqa_lib.standin import model_path
 
 TOKEN = "hf_" + "secretsecret"
@@ -230,90 +228,3 @@ def test_chat_template_gives_the_training_prompt():
     chat += [{"role": "assistant", "content": "A disease."}]
     example = format_example('What\'s "gout"?', "A disease.")
     assert tokenizer.apply_chat_template(chat, tokenize=False) == example + tokenizer.eos_token
-
-
-def test_push_uploads_the_adapter_and_no_other_file(published, fake_hub):
-    (published / "notes.txt").write_text("private")
-    assert hub.push(published, "someone/medqa") == "https://hub/someone/medqa"
-    assert fake_hub.created == [("someone/medqa", {"private": True, "exist_ok": True})]
-    assert {hub.CONFIG, hub.WEIGHTS, "README.md", "tokenizer.json"} <= fake_hub.uploaded
-    assert "notes.txt" not in fake_hub.uploaded
-
-
-def test_push_without_an_owner_takes_the_one_of_the_token(published, fake_hub):
-    assert hub.push(published, "medqa-exp_004b") == "https://hub/tester/medqa-exp_004b"
-    assert [name for name, _ in fake_hub.created] == ["tester/medqa-exp_004b"]
-
-
-def test_push_space_creates_a_gradio_space_and_replaces_its_files(tmp_path, fake_hub):
-    (tmp_path / "app.py").write_text("")
-    assert space.push_space(tmp_path, "tester/demo") == "https://hub/tester/demo"
-    options = {"private": True, "exist_ok": True, "repo_type": "space", "space_sdk": "gradio"}
-    assert fake_hub.created == [("tester/demo", options)]
-    assert fake_hub.uploaded == {"app.py"} and fake_hub.options["delete_patterns"] == "*"
-    assert fake_hub.options["repo_type"] == "space"
-
-
-@pytest.mark.parametrize("status", [500, 503, 429])
-def test_push_tries_again_when_the_commit_fails_on_a_busy_hub(published, fake_hub, status, capsys):
-    fake_hub.failures = [hub_error(status)] * 2
-    assert hub.push(published, "someone/medqa") == "https://hub/someone/medqa"
-    assert fake_hub.uploaded and str(status) in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "table", ["", "path,passed\n", "path,passed\nmerged,\n", "path,passed\nmerged,True\ndemo,False\n"]
-)
-def test_push_stops_unless_every_row_of_the_parity_table_has_passed(published, fake_hub, table):
-    (published / hub.PARITY).write_text(table)
-    with pytest.raises(ValueError):
-        hub.push(published, "someone/medqa")
-    assert fake_hub.created == []
-
-
-def test_push_needs_a_token(published, fake_hub, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(ValueError, match="token"):
-        hub.push(published, "someone/medqa")
-    assert fake_hub.created == []
-
-
-@pytest.mark.parametrize("failure", [RuntimeError(f"Bearer {TOKEN}"), hub_error(403, text=f"Bearer {TOKEN}")])
-def test_push_never_shows_the_token(published, fake_hub, failure, capsys):
-    fake_hub.failures = [failure]
-    with pytest.raises(RuntimeError, match="someone/medqa") as caught:
-        hub.push(published, "someone/medqa")
-    shown = "".join(traceback.format_exception(caught.value)) + "".join(capsys.readouterr())
-    assert TOKEN not in shown
-
-
-@pytest.fixture
-def fake_hub(monkeypatch):
-    """A Hub with the user `tester` that remembers what was created and uploaded; `failures` are raised first."""
-
-    class Api:
-        created, uploaded, options, failures = [], set(), {}, []
-
-        def __init__(self, token):
-            assert token == TOKEN
-
-        def whoami(self):
-            return {"name": "tester"}
-
-        def create_repo(self, repo_id, **options):
-            Api.created = [(repo_id, options)]
-            return f"https://hub/{repo_id}"
-
-        def upload_folder(self, folder_path, allow_patterns=None, **options):
-            if Api.failures:
-                raise Api.failures.pop()
-            paths = [path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*")]
-            Api.uploaded = set(
-                huggingface_hub.utils.filter_repo_objects(paths, allow_patterns=allow_patterns)
-            )
-            Api.options = options
-
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: TOKEN)
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(reasons, "WAITS", (0.0, 0.0, 0.0))
-    return Api
