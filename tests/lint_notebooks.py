@@ -86,6 +86,8 @@ def check_run(cells: list[dict]) -> list[str]:
         problems.append(f"not run from top to bottom: execution counts {counts}")
     if any(output["output_type"] == "error" for cell in code for output in cell["outputs"]):
         problems.append("an error is among the outputs")
+    if any("<iframe" in "".join(output.get("data", {}).get("text/html", "")) for cell in code for output in cell["outputs"]):
+        problems.append("a frame is among the outputs: a page of this machine, with its token, that GitHub does not show")
     return problems
 
 
