@@ -34,7 +34,8 @@ def hash_file(path: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("[!.]*")) if path.is_file() and path.name != MANIFEST]
+    return [path for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != MANIFEST and path.suffix != ".tmp"]
 
 
 def write_manifest(folder: Path, identity: dict, train_time_s: float = 0.0) -> None:

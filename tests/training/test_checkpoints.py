@@ -37,6 +37,19 @@ def test_write_manifest_drops_the_pickle_that_nothing_reads(tmp_path):
     assert not (checkpoint / "training_args.bin").exists()
 
 
+def test_a_sharded_checkpoint_is_verified_and_copied_with_its_hidden_file(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "local", 1, identity=None)
+    shards = checkpoint / "pytorch_model_fsdp_0"  # as torch.distributed.checkpoint writes it
+    shards.mkdir()
+    (shards / ".metadata").write_bytes(b"where each shard is")
+    write_manifest(checkpoint, IDENTITY)
+    (tmp_path / "drive").mkdir()
+    copy = copy_checkpoint(checkpoint, tmp_path / "drive")
+    assert (copy / shards.name / ".metadata").read_bytes() == b"where each shard is"
+    (copy / shards.name / ".metadata").write_bytes(b"where each")
+    assert ".metadata" in verify(copy)
+
+
 def damage_truncate(checkpoint):
     os.truncate(checkpoint / "adapter_model.safetensors", 999)
 
