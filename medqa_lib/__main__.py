@@ -98,8 +98,8 @@ def run_on_gpus(paths: list[Path], folder: Path, gpus: int) -> int:
 
     Where two need one run, the second waits for the first and reads it. Returns 1 if one failed, else 0.
     """
-    free = SimpleQueue()
-    for gpu in range(gpus):
+    free, seen = SimpleQueue(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    for gpu in seen.split(",")[:gpus] if seen else range(gpus):
         free.put(gpu)
 
     def run(path: Path) -> int:

@@ -85,6 +85,8 @@ def _load(path: str, quantized: bool) -> PreTrainedModel:
                              bnb_4bit_quant_storage=compute_dtype() if is_sharded() else torch.uint8)
     on_gpu = torch.cuda.is_available() and not is_sharded()
     device = int(os.environ.get("LOCAL_RANK", 0)) if on_gpu else "cpu"
+    if on_gpu:
+        torch.cuda.set_device(device)  # kernels of our own start on the current one
     model, loaded = _from_pretrained(AutoModelForCausalLM, path, dtype=compute_dtype(),
                                      device_map={"": device}, output_loading_info=True,
                                      **({"quantization_config": nf4} if quantized else {}))

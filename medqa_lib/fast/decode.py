@@ -140,7 +140,7 @@ class FastDecoder:
         if self.slot.device.type == "cpu":
             return lambda: self._forward(rows, length)
         graph, self.pool = torch.cuda.CUDAGraph(), self.pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self.pool):  # graphs never overlap: one pool
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # one pool for all
             self._forward(rows, length)
         return graph.replay
 

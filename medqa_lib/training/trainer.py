@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 from collections.abc import Callable, Iterator
@@ -56,6 +57,10 @@ class AnswerTrainer(Trainer):
     def __init__(self, *args, session: CheckpointSession, **kwargs):
         super().__init__(*args, callbacks=[session], **kwargs)
         self.session, self.new_tokens = session, 0
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if policy := plugin and plugin.mixed_precision_policy:  # else losses are rounded to bfloat16
+            plugin.mixed_precision_policy = dataclasses.replace(policy, output_dtype=None,
+                                                                reduce_dtype=torch.float32)
 
     def _get_train_sampler(self, *args, **kwargs):
         micro_batches = self.args.gradient_accumulation_steps
@@ -155,7 +160,7 @@ def training_arguments(experiment: Experiment, output_dir: Path, plan,
                        report_to: str = "none") -> TrainingArguments:
     """The experiment in the Trainer's words. The rest is its defaults (AdamW, gradient norm clipped to 1)."""
     on_gpu = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         str(output_dir), seed=experiment.seed, max_steps=experiment.max_steps,
         per_device_train_batch_size=plan.per_device_train_batch_size,
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
@@ -171,6 +176,9 @@ def training_arguments(experiment: Experiment, output_dir: Path, plan,
         disable_tqdm=False,  # else transformers' verbosity decides, and notebooks lose the loss table
         # All gradients in one bucket, once the backward pass has ended: it may be a graph.
         ddp_find_unused_parameters=False, ddp_broadcast_buffers=False, ddp_bucket_cap_mb=512)
+    # A process trains on one GPU, but the Trainer would count a batch and a loss for each that it sees.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def loss_history(log: list[dict]) -> pd.DataFrame:

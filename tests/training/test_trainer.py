@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from medqa_lib.config import EXPERIMENTS
 from medqa_lib.labels import IGNORE_INDEX, encode_example, make_collator
@@ -112,3 +112,15 @@ def test_loss_table_has_a_line_per_step():
     )
     lines = [line.split() for line in loss_table(losses).splitlines()]
     assert lines == [["step", "train", "validation"], ["1", "2.5000"], ["50", "2.2500", "2.1250"]]
+
+
+def test_a_process_that_sees_two_gpus_counts_one_batch(monkeypatch, tmp_path):
+    make = TrainingArguments.__post_init__
+
+    def see_two(self):
+        make(self)
+        self._n_gpu = 2  # as on a machine with two
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", see_two)
+    plan = TrainingPlan("padded", torch.float32, 4, 8, "to test")
+    assert training_arguments(EXPERIMENTS["exp_004"], tmp_path, plan).train_batch_size == 4
