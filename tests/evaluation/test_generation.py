@@ -328,6 +328,6 @@ def test_generate_records_splits_questions_between_processes(model, tokenizer, t
     program.write_text(
         CHILD + "import os\npath.with_name(os.environ['RANK']).write_text(json.dumps(answers))\n"
     )
-    run_in_two(program, path)
+    run_in_two(program, path, json.dumps(MANY))
     assert [json.loads((tmp_path / rank).read_text()) for rank in "01"] == [expected, expected]
     assert [len(records_of(tmp_path / name)) for name in ("answers.jsonl", "answers.1.jsonl")] == [12, 12]
