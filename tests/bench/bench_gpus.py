@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -60,8 +61,8 @@ SIZES = {
         "intermediate_size": 14336,
     },
 }
-STEPS = (1, 3) if options.cpu else (60, 180)
-OWN_STEPS = {"fast": (1, 3), "padded": (1, 3)} if options.cpu else {"fast": (30, 70), "padded": (4, 14)}
+STEPS = (1, 2, 3) if options.cpu else (40, 80, 120, 160)
+OWN_STEPS = {"fast": (20, 40, 60, 80), "padded": (4, 8, 12)}
 
 
 def profile_of(model: str):
@@ -123,28 +124,31 @@ def train(profile, name: str, path: str | None = None, **changes):
     return losses, numbers, session
 
 
-def timed(profile, name: str, rows: int, steps: tuple[int, int], path: str | None = None) -> dict:
-    """Train and time the steps from the first of `steps` on; no save or validation is among them."""
+def timed(profile, name: str, rows: int, steps: tuple[int, ...], path: str | None = None) -> dict:
+    """Train and time the steps between `steps`, which are equally far apart; no save or validation is among them."""
     Clock.steps = steps
     losses, numbers, session = train(
         profile,
         name,
         path,
         total_batch_size=rows,
-        max_steps=steps[1] + 2,
-        save_steps=steps[1] + 2,
+        max_steps=steps[-1] + 2,
+        save_steps=steps[-1] + 2,
         logging_steps=steps[0],
         learning_rate=2e-4,
     )
     tokens = losses[losses["split"] == "train"].set_index("step")["tokens"]
-    last, seconds = tokens.index[tokens.index <= steps[1]].max(), session.marks[1] - session.marks[0]
-    tokens_s = (tokens[last] - tokens[steps[0]]) / (last - steps[0]) * (steps[1] - steps[0]) / seconds
+    marks = dict(zip(steps, session.marks, strict=True))
+    parts = list(itertools.pairwise(steps))
+    rates = [(tokens[b] - tokens[a]) / (marks[b] - marks[a]) for a, b in parts]
+    seconds = marks[steps[-1]] - marks[steps[0]]
     return {
         "model": Path(profile.model).name,
         "rows": rows,
         "path": numbers["training_path"],
         "seconds": seconds,
-        "tokens_s": tokens_s,
+        "tokens_s": (tokens[steps[-1]] - tokens[steps[0]]) / seconds,
+        "tokens_s_range": [min(rates), max(rates)],
         "whole_s": numbers["train_time_s"],
         "peak_gib": numbers.get("peak_memory_gib"),
         "losses": losses[["step", "split", "loss"]].values.tolist(),
@@ -173,7 +177,7 @@ def run_own() -> None:
                 current_profile(),
                 f"own_{path}",
                 4 if options.cpu else 32,
-                steps,
+                STEPS if options.cpu else steps,
                 "padded" if options.cpu or path == "padded" else None,
             )
         )
@@ -236,6 +240,8 @@ if options.job == "models":
     save_models()
 else:
     splits = prepare_splits()
+    if options.job == "speed":  # validation is not timed here
+        splits["validation"] = splits["validation"].select(range(min(64, len(splits["validation"]))))
     {"speed": run_speed, "big": run_big, "own": run_own}[options.job]()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
