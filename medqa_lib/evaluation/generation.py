@@ -24,11 +24,6 @@ from medqa_lib.evaluation.results import VERSIONS
 from medqa_lib.model import context_length
 from medqa_lib.prompts import encode_prompt
 
-try:
-    from medqa_lib import fast
-except ImportError:  # the folder was deleted: generate() answers
-    fast = None
-
 MAX_ROWS = {"cpu": 32, "cuda": 256}
 MAX_ROWS_FAST = 512
 # Not cuDNN, which torch prefers on an H100: it plans 30 ms per length, and each token is a new length.
@@ -146,8 +141,13 @@ def _greedy_mode(model):
 
 def _choose_decoder(model, ends: list[int]):
     """(callable (ids, mask, max_new_tokens) -> token ids per row up to an end token, most rows at a time)."""
-    if decoder := fast and len(ends) == 1 and fast.make_decoder(model, *ends):
-        return decoder, MAX_ROWS_FAST
+    try:
+        from medqa_lib.fast.decode import FastDecoder, is_supported
+
+        if len(ends) == 1 and is_supported(model):
+            return FastDecoder(model, *ends), MAX_ROWS_FAST
+    except ImportError:  # the folder was deleted: generate() answers
+        pass
     return partial(decode_plain, model, ends), MAX_ROWS[model.device.type]
 
 

@@ -9,7 +9,7 @@ import torch
 from medqa_lib.model import compute_dtype, is_sharded
 
 try:
-    from medqa_lib import fast
+    from medqa_lib.fast import paths as fast
 except ImportError:  # the folder was deleted: everything takes the padded path
     fast = None
 

@@ -102,16 +102,6 @@ def test_an_infinite_loss_scale_gives_infinite_gradients_and_a_smaller_one_recov
     assert finite[1] is (dtype == torch.bfloat16)  # bfloat16 has float32's range
 
 
-def test_backward_of_an_earlier_pass_is_an_error(dtype):
-    model, batch = make_half(dtype), flattened(make_examples())
-    fast_train.install_fast_layers(model)
-    loss_and_gradients(model, batch)
-    earlier = model(**batch).loss
-    model(**batch)
-    with pytest.raises(RuntimeError, match="earlier"):
-        earlier.backward()
-
-
 @pytest.mark.parametrize("path", ["fast", "padding_free"])
 def test_a_sound_path_is_not_disproved_and_leaves_the_model_as_it_was(path, dtype):
     if path == "padding_free" and dtype == torch.float16:
@@ -156,9 +146,3 @@ def test_a_planted_fault_is_found_before_the_first_step(fault, dtype, monkeypatc
     path, reason = paths.choose_path(model, "fast", make_examples((60, 33, 90)))
     print(reason)
     assert path == "padded" and any(word in reason for word in ("loss", "gradient", "operator"))
-
-
-def test_fsdp_takes_the_padded_path(dtype, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    path, reason = paths.choose_path(make_half(dtype))
-    assert path == "padded" and "FSDP" in reason
