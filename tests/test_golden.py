@@ -7,6 +7,8 @@ and say so in the commit.
 import hashlib
 import json
 import os
+import platform
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +23,10 @@ RUNS = ("exp_003", "exp_004")
 
 def describe_machine() -> dict:
     """What decides the last bits of a float32 sum: only on equal machines must adapters be equal bit for bit."""
+    info = Path("/proc/cpuinfo")  # two makes with AVX512 add up in another order
+    lines = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (.+)$", info.read_text(), re.M)) if info.exists() else {}
     return {
+        "processor": " ".join(lines.values()) or platform.processor(),
         "torch": torch.__version__.partition("+")[0],
         "transformers": transformers.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
