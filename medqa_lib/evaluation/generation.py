@@ -146,7 +146,7 @@ def _choose_decoder(model, ends: list[int]):
 
         if len(ends) == 1 and is_supported(model):
             return FastDecoder(model, *ends), MAX_ROWS_FAST
-    except ImportError:  # the folder was deleted: generate() answers
+    except ModuleNotFoundError:  # the folder was deleted: generate() answers
         pass
     return partial(decode_plain, model, ends), MAX_ROWS[model.device.type]
 

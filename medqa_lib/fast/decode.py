@@ -1,6 +1,6 @@
 """Greedy decoding at the speed of the hardware, for a plain LlamaForCausalLM on a GPU of capability 7.5.
 
-`generate()` waits for the CPU: it launches about a thousand small kernels per token. Here the decode step is
+`generate()` waits for the CPU: it launches hundreds of small kernels per token. Here the decode step is
 captured once as a CUDA graph and replayed. The model's own `forward` computes it, with torch's fused RMSNorm.
 On a CPU the same steps run without graphs, which is how tests compare them with `generate()`.
 """

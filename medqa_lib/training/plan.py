@@ -10,7 +10,7 @@ from medqa_lib.model import compute_dtype, is_sharded
 
 try:
     from medqa_lib.fast import paths as fast
-except ImportError:  # the folder was deleted: everything takes the padded path
+except ModuleNotFoundError:  # the folder was deleted: everything takes the padded path
     fast = None
 
 PATHS = ("padded", "padding_free", "fast")  # slowest first
