@@ -7,6 +7,7 @@ import torch
 from fast_helpers import flattened, loss_and_gradients, make_examples, make_model, padded
 from t4_conditions import forbid_newer
 
+from medqa_lib import model as setup
 from medqa_lib.fast import paths
 from medqa_lib.fast import train as fast_train
 
@@ -146,3 +147,15 @@ def test_a_planted_fault_is_found_before_the_first_step(fault, dtype, monkeypatc
     path, reason = paths.choose_path(model, "fast", make_examples((60, 33, 90)))
     print(reason)
     assert path == "padded" and any(word in reason for word in ("loss", "gradient", "operator"))
+
+
+def test_weights_of_the_cpu_are_quantised_on_the_gpu_as_there():
+    from bitsandbytes import functional
+
+    weight, options = torch.randn(256, 512), {"quant_type": "nf4", "compress_statistics": True}
+    expected = functional.dequantize_4bit(*functional.quantize_4bit(weight, **options))
+    with setup._quantize_on("cuda"):
+        packed, state = functional.quantize_4bit(weight, **options)
+    assert packed.device.type == state.absmax.device.type == "cpu"
+    error = (functional.dequantize_4bit(packed, state) - expected).abs()
+    assert (error > 1e-3).float().mean() < 1e-3  # a weight halfway between two levels may take either

@@ -1,6 +1,10 @@
 """On a GPU: interrupted and resumed equals never interrupted, and memory that really runs out changes no result. Not in CI."""
 
-import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from training.test_resume import Interrupted, interrupt_after, make_splits, reco
 from medqa_lib.config import LoraSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "max_steps": 12,
     "logging_steps": 2,
@@ -50,39 +55,42 @@ def test_resumed_equals_uninterrupted(path, tmp_path, monkeypatch):
     assert difference <= 1e-3
 
 
-def test_real_out_of_memory_halves_the_micro_batch(path, tmp_path, monkeypatch, capsys):
-    rows = 512  # of this small model: enough for activations to outweigh what torch and cuBLAS take for themselves
-    settings = {
-        "total_batch_size": rows,
-        "max_steps": 2,
-        "path": path,
-        "lora": LoraSettings(lora_dropout=0.0),
-    }  # masks are drawn a micro-batch at a time
-    splits = make_splits(rows)
-
-    def peak_memory(folder):
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return watched(monkeypatch, splits, tmp_path / folder, **settings)[
-            0
-        ], torch.cuda.max_memory_reserved()
-
-    enough, full_bytes = peak_memory("enough")
-    assert "512 rows x 1" in capsys.readouterr().out
+def test_real_out_of_memory_halves_the_micro_batch(path, tmp_path):
+    enough, said, full_bytes = run_alone(tmp_path / "enough", path)
+    assert "512 rows x 1" in said
     # what a path needs at once is less than what it has reserved by the end, by a share that only a trial tells
     for share in (0.8, 0.65, 0.5, 0.4, 0.3):
-        torch.cuda.set_per_process_memory_fraction(
-            share * full_bytes / torch.cuda.get_device_properties(0).total_memory
-        )
-        try:
-            little, capped_bytes = peak_memory(f"little_{share}")
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0)
-        said = capsys.readouterr().out
+        little, said, capped_bytes = run_alone(tmp_path / f"little_{share}", path, share * full_bytes)
         if "Out of GPU memory." in said:
             break
     assert "512 did not fit" in said
     print(f"{path}: {full_bytes / 2**20:.0f} MiB without a limit, {capped_bytes / 2**20:.0f} MiB with one")
-    assert little.tokens == enough.tokens
-    assert list(little.losses["loss"]) == pytest.approx(list(enough.losses["loss"]), abs=1e-3)
+    assert [step for step, _ in little] == [step for step, _ in enough]
+    assert [loss for _, loss in little] == pytest.approx([loss for _, loss in enough], abs=1e-3)
+
+
+def run_alone(folder, path, limit=0.0):
+    """Two steps in a process of its own, so that no other run's memory counts: (step, loss) pairs, output, bytes reserved."""
+    command = [sys.executable, __file__, str(folder), path or "", str(limit)]
+    imports = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": imports}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses, reserved = json.loads(done.stdout.splitlines()[-1])
+    return losses, done.stdout, reserved
+
+
+def run_child(folder, path, limit):
+    if float(limit):
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(float(limit) / total)
+    rows = 512  # of this small model: enough for activations to outweigh what torch and cuBLAS take for themselves
+    changes = {"total_batch_size": rows, "max_steps": 2, "lora": LoraSettings(lora_dropout=0.0)}  # masks: one a micro-batch
+    run = train(make_splits(rows), Path(folder), path or None, **SETTINGS | changes)
+    reserved = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+    print(json.dumps([run.losses[["step", "loss"]].values.tolist(), reserved]))
+
+
+if __name__ == "__main__":
+    run_child(*sys.argv[1:])

@@ -31,7 +31,7 @@ def test_the_package_trains_answers_and_scores_without_fast(tmp_path):
     )
     environment = {
         **os.environ,
-        "PYTHONPATH": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
         "MEDQA_HOME": str(tmp_path / "home"),
         "MEDQA_PROFILE": "smoke",
     }
