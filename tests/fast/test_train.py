@@ -35,7 +35,7 @@ def cpu_attention(monkeypatch):
 
 
 def assert_near(found, expected, name):
-    """A GPU multiplies float32 in Triton's TF32 and adds up in any order; a wrong kernel is wrong by tens of per cent."""
+    """A GPU adds up in another order, and attention's gradient is what a subtraction leaves; a fault is tens of per cent."""
     error = float((found - expected).norm() / expected.norm())
     assert error <= (2e-3 if DEVICE == "cuda" else 1e-5), f"{name} differs by {error:.1e} of its norm"
 
