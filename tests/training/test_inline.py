@@ -42,9 +42,11 @@ def run_cells(profile, home, splits):
     return names
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    home, profile = tmp_path_factory.mktemp("inline"), dataclasses.replace(config.PROFILES["smoke"], step_divisor=150)
+@pytest.fixture(scope="module", params=[4, 16], ids="{} rows a step".format)
+def trained(request, tmp_path_factory):
+    """16 rows are two passes a step, 4 rows are one."""
+    home, profile = tmp_path_factory.mktemp("inline"), config.PROFILES["smoke"]
+    profile = dataclasses.replace(profile, step_divisor=150, total_batch_size=request.param)
     splits = data.prepare_splits(home=home)
     training.run_experiment("exp_001", splits, profile, home)
     weights = home / "adapters" / profile.model_slug / "exp_001" / "adapter_model.safetensors"
@@ -78,10 +80,10 @@ class Interrupted(Exception):
 def test_cells_of_notebook_11_go_on_after_an_interruption(trained, monkeypatch, tmp_path):
     _, profile, splits, expected = trained
     step = Trainer.training_step
-    calls = iter(range(100))
+    calls, passes = iter(range(100)), max(1, profile.total_batch_size // 8)
 
     def interrupted_step(self, *args, **kwargs):
-        if next(calls) == 3:
+        if next(calls) == 3 * passes:
             raise Interrupted
         return step(self, *args, **kwargs)
 
