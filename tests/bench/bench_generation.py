@@ -33,10 +33,6 @@ parser.add_argument("--cpu", action="store_true")
 parser.add_argument("--t4", action="store_true", help="forbid what capability 7.5 lacks")
 CPU, T4 = parser.parse_args().cpu, parser.parse_args().t4
 ROWS, NEW, ALL, ONE_BY_ONE = (6, 12, 10, (2, 4)) if CPU else (256, 256, 1800, (4, 32))
-UNSLOTH_TOKENS_S, STATIC_CACHE_TOKENS_S = (
-    4_244,
-    14_057,
-)  # same prompts and size on this kind of card, 2026-11-24
 
 # SmolLM2 is converted once, about half a minute: beside the imports and the making of the random model
 convert = "from medqa_lib.config import PROFILES; from medqa_lib.standin import model_path; model_path(PROFILES['cpu'])"
@@ -219,12 +215,6 @@ def generate_merged():
     return speed([timed(plain, merged, NEVER, prompts, NEW)[0]], ROWS * NEW)
 
 
-def generate_merged_torch_order():
-    """The same with the attention that torch prefers, 24 new tokens: on an H100 cuDNN's, with a plan for every length."""
-    plain(merged, NEVER, prompts, 2, None)
-    return speed([timed(plain, merged, NEVER, prompts, 24, None)[0]], ROWS * 24)
-
-
 def fast_decode_merged():
     """Ours. The first call captures the graphs, the others use them again."""
     decoder = fast_decode.FastDecoder(merged, NEVER)
@@ -351,21 +341,6 @@ def bfloat16_agreement():
     }
 
 
-def real_questions():
-    """SmolLM2, merged, with EOS: rows leave early."""
-    seconds, records = timed(lambda: generation.generate_records(real_model(), tokenizer, questions, NEW))
-    with mock.patch.object(fast_decode, "CHECK_STEPS", NEW):
-        staying, _ = timed(lambda: generation.generate_records(real_model(), tokenizer, questions, NEW))
-    return {
-        "questions": len(records),
-        "seconds": round(seconds, 2),
-        "seconds_without_leaving": round(staying, 2),
-        "tokens_s": round(sum(r.tokens for r in records) / seconds),
-        "eos_rate": sum(r.stopped for r in records),
-        "mean_tokens": round(statistics.mean(r.tokens for r in records), 1),
-    }
-
-
 start_s = time.perf_counter()
 questions = read_questions(ALL)
 tiny = dataclasses.replace(PROFILES["gpu"], model=str(make_tiny_llama()))
@@ -377,10 +352,10 @@ real = sorted(real_all[:ROWS], key=len, reverse=True)
 prompts_all = [[token % 31_000 for token in ids] for ids in real_all]
 prompts = [[token % 31_000 for token in ids] for ids in real]
 print(f"prepared after {time.perf_counter() - start_s:.0f} s", flush=True)
-for function in (float32_equality, bfloat16_agreement, real_questions, one_by_one_nf4, generate_nf4):
+for function in (float32_equality, bfloat16_agreement, one_by_one_nf4, generate_nf4):
     arm(function)
 merged = load_merged(profile=tiny)
-whole = (all_questions, generate_merged, generate_merged_torch_order, ablation, kernel_profile)
+whole = (all_questions, generate_merged, ablation, kernel_profile)
 for function in (fast_decode_merged, *(() if T4 else whole)):
     arm(function)
 
@@ -392,5 +367,4 @@ for name, found in results.items():
     )
 for name in [each for each in results if each in ("float32_equality", "bfloat16_agreement", "all_questions", "ablation")]:
     print(name, {key: value for key, value in results[name].items() if key not in ("peak_gib", "arm_s")})
-print(f"Earlier: Unsloth {UNSLOTH_TOKENS_S}, static cache + compile {STATIC_CACHE_TOKENS_S} tokens/s")
 print(f"Whole: {time.perf_counter() - start_s:.0f} s")

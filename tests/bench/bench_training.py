@@ -3,14 +3,13 @@
 A job is a group of arms in a process of its own (training_arms.py, unsloth_arms.py). All processes import while the first prepares the
 model, then they measure one after another; the leading arms come twice, in another order. Unsloth's jobs need MEDQA_UNSLOTH_SITE, a
 folder with Unsloth and what it needs (`pip install --target`). Results go to $OUT (default `runs/bench`) as training_<gpu>.json, which
-is written after every job, and a table is printed last.
+is written after every job, and a table is printed last; notebook 40 draws it.
 
     --quick            the leading arms and the padded Trainer's only
     --jobs fast,nf4    only these
     --limit 360        end after so many seconds, with what is measured by then
     --small            SmolLM2-135M's size instead of TinyLlama's
     --cpu              only check that the script runs: a tiny model, Triton's interpreter; writes training_check.json
-    --draw FILE        draw the figures of a results file into assets/figures and measure nothing
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ UNSLOTH_SITE = os.environ.get("MEDQA_UNSLOTH_SITE", "")
 # name -> seconds allowed, in the order of importance; after the dot: the repetition
 JOBS = {
     "fast": 90,
-    "flattened": 60,
+    "padding_free": 60,
     "unsloth_shim": 120,
     "padded": 130,
     "unsloth_shim.2": 80,
     "fast.2": 60,
-    "flattened.2": 40,
+    "padding_free.2": 40,
     "nf4": 50,
     "nf4_16": 50,
     "settings": 80,
@@ -77,7 +76,7 @@ def main(options) -> None:
         *WORK.glob("quiet"),
     ):
         old.unlink()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("eos_rate"))  # so that the children are ended below
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the children are ended below
     start = time.time()
     jobs = options.jobs.split(",") if options.jobs else QUICK if options.quick else list(JOBS)
     if not Path(UNSLOTH_SITE or "-").is_dir():
@@ -255,20 +254,8 @@ def print_report(results: list[dict]) -> None:
                 f"{row['arm']:42} {row['tokens_s']:>7,} tokens/s (steps {low:,} {median:,} {high:,}) {row['step_ms']:>7.1f} ms"
                 f" pass {row.get('pass_ms', 0):.1f} peak {row['peak_gib']:5.2f} GiB floor {row.get('floor_share', 0):.1%}"
             )
-        elif "profile" not in row:
+        else:
             print(json.dumps(row)[:400])
-
-
-def draw(path: Path) -> None:
-    sys.path.insert(0, str(ROOT))
-    from figures import plot_training_growth, plot_training_speed
-
-    from medqa_lib.evaluation.plots import save_figure
-
-    rows = json.loads(path.read_text())
-    print(save_figure(plot_training_speed(rows), "training_speed", folder=ROOT / "assets" / "figures"))
-    if any("growth_tokens" in row for row in rows):
-        print(save_figure(plot_training_growth(rows), "training_growth", folder=ROOT / "assets" / "figures"))
 
 
 if __name__ == "__main__":
@@ -277,6 +264,5 @@ if __name__ == "__main__":
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--jobs", help="comma-separated, of: " + ", ".join(JOBS))
     parser.add_argument("--limit", type=int, default=10_000, help="end after so many seconds")
-    parser.add_argument("--draw", type=Path, metavar="FILE")
     options = parser.parse_args()
-    draw(options.draw) if options.draw else main(options)
+    main(options)

@@ -419,8 +419,6 @@ def run_fast() -> None:
 def run_settings() -> None:
     model = fast_arm("fast, dropout 0", steps=LONG, dropout=0.0)
     model = fast_arm("fast, q k v only", model, targets=QKV)
-    with guarded("profile"):
-        profile(renew(model))
     with guarded("checks"):
         check_numbers(renew(model, dropout=0.0))
 
@@ -653,38 +651,6 @@ def to_float32(model):
     exact = add_adapter(exact.float(), dropout=0.0)
     exact.load_state_dict({n: p for n, p in model.state_dict().items() if "lora_" in n}, strict=False)
     return exact
-
-
-def profile(model) -> None:
-    """Where the GPU's time goes in three steps of the fast path."""
-    from torch.profiler import ProfilerActivity
-
-    fast_train.install_fast_layers(model)
-    batch = flat_batch(m.make_examples(ROWS))
-    for _ in range(3):
-        gradients(model, batch, DTYPE)
-    m.synchronize()
-    with torch.profiler.profile(
-        activities=[ProfilerActivity.CPU] + ([] if CPU else [ProfilerActivity.CUDA])
-    ) as profiler:
-        for _ in range(3):
-            gradients(model, batch, DTYPE)
-        m.synchronize()
-    cpu = torch.autograd.DeviceType.CPU
-    events = [
-        e
-        for e in profiler.key_averages()
-        if getattr(e, "self_device_time_total", 0) > 0 and e.device_type != cpu
-    ]
-    events.sort(key=lambda e: -e.self_device_time_total)
-    record(
-        profile=[
-            f"{e.self_device_time_total / 3e3:9.3f} ms  {e.count / 3:6.0f} x  {e.key[:110]}"
-            for e in events[:30]
-        ],
-        busy_ms=round(sum(e.self_device_time_total for e in events) / 3e3, 2),
-        tokens=batch["input_ids"].numel(),
-    )
 
 
 if CPU:
