@@ -182,35 +182,22 @@ def penalize_brevity(statistics: np.ndarray) -> np.ndarray:
 
 
 def _score_pair(prediction: str, references: Sequence[str], is_latin: bool) -> dict[str, float]:
+    import sacrebleu
     import textstat
 
-    bleu, words = _bleu_scorer().sentence_score(prediction, references), prediction.split()
+    bleu, words = sacrebleu.sentence_bleu(prediction, references), prediction.split()
     tokens = [tokenize_rouge(text) if is_latin else _WORD.findall(text) for text in (prediction, *references)]
     overlaps = [{**score_rouge(tokens[0], others), "token_f1": _score_token_f1(prediction, text)}
                 for text, others in zip(references, tokens[1:], strict=True)]
     return {
         **{name: max(overlap[name] for overlap in overlaps) for name in overlaps[0]},
-        "chrf": _chrf_scorer().sentence_score(prediction, references).score,
+        "chrf": sacrebleu.sentence_chrf(prediction, references).score,
         "repeated_4gram_share": _share_repeated(words),
         "words": len(words), "reference_words": len(references[0].split()),
         "flesch_kincaid": min(HIGHEST_GRADE, textstat.flesch_kincaid_grade(prediction)),
         "smog": min(HIGHEST_GRADE, textstat.smog_index(prediction)),
         **dict(zip(BLEU_COLUMNS, (bleu.sys_len, bleu.ref_len, *bleu.counts, *bleu.totals), strict=True)),
     }
-
-
-@functools.cache
-def _bleu_scorer():
-    import sacrebleu
-
-    return sacrebleu.BLEU(effective_order=True)  # only silences a warning: the counts do not depend on it
-
-
-@functools.cache
-def _chrf_scorer():
-    import sacrebleu
-
-    return sacrebleu.CHRF()
 
 
 def _score_token_f1(prediction: str, reference: str) -> float:

@@ -48,7 +48,9 @@ def load_sources(data_dir: str | Path | None = None) -> dict[str, pd.DataFrame]:
             raise FileNotFoundError(f"{folder} holds {len(found)} files like {usual} "
                                     f"({', '.join(path.name for path in found)}); leave one of them.")
         if found:
-            frames[name] = read_source(found[0], name)
+            frames[name] = check_source(read_table(found[0]), name)
+            if folder == SAMPLE_DIR:
+                frames[name].attrs["origin"] = "bundled sample"
     if not frames:
         raise FileNotFoundError(f"{folder} holds no file like {' or '.join(FILES.values())}. Set "
                                 "MEDQA_DATA_DIR to a folder with one or both, or to a table of your own.")
@@ -69,14 +71,6 @@ def find_table(source: str | Path) -> pd.DataFrame:
         return load_hub(str(source))
     except Exception as error:  # datasets, huggingface_hub and httpx each raise their own
         raise ValueError(f"{source} cannot be read from the Hub: {hub_reason(error)}") from error
-
-
-def read_source(path: Path, name: str) -> pd.DataFrame:
-    """A source's file, checked."""
-    frame = read_table(path)
-    if path.parent == SAMPLE_DIR:
-        frame.attrs["origin"] = "bundled sample"
-    return check_source(frame, name)
 
 
 def check_source(frame: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -113,7 +107,7 @@ def download_medquad() -> pd.DataFrame:
         raise RuntimeError(f"MedQuAD could not be fetched from kaggle.com/datasets/{MEDQUAD_KAGGLE}: "
                            f"{hub_reason(error, 'Kaggle')}. Run again later, or download it by hand and set "
                            "MEDQA_DATA_DIR to its folder.") from error
-    frame = read_source(Path(folder) / FILES["medquad"], "medquad")
+    frame = check_source(read_table(Path(folder) / FILES["medquad"]), "medquad")
     frame.attrs["origin"] = f"kaggle.com/datasets/{MEDQUAD_KAGGLE}"
     return frame
 

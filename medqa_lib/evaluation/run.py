@@ -118,13 +118,12 @@ def run_base(splits=None, profile: Profile | None = None, home: Path | None = No
 
 
 def ask_again(name: str, passages: str, part: str = "test", profile: Profile | None = None,
-              home: Path | None = None, adapter_dir: Path | None = None) -> RunResult:
+              home: Path | None = None) -> RunResult:
     """A trained run asked with other passages: the run NAME_asked_PASSAGES, or ..._validation.
 
     Args:
         passages: "nearest", "random" or "none".
         part: "test" or "validation": whose questions are asked.
-        adapter_dir: by default the run's own in the project folder.
     """
     profile, home = profile or current_profile(), home or home_dir()
     experiment = profile.scale(get_experiment(name))
@@ -133,7 +132,7 @@ def ask_again(name: str, passages: str, part: str = "test", profile: Profile | N
     identity = result_identity(experiment, profile, splits) | {"asked": passages}
     full_name = f"{name}_asked_{passages}" + ("" if part == "test" else f"_{part}")
     context = RunContext(full_name, splits, profile, home, identity, passages)
-    adapter_dir = adapter_dir or home / "adapters" / profile.model_slug / name
+    adapter_dir = home / "adapters" / profile.model_slug / name
     with lock_run(full_name, profile, home):
         return results.find_finished(context.folder, identity) or evaluate_run(context, adapter_dir)
 

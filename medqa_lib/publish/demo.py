@@ -109,7 +109,7 @@ def answer_question(engine: Engine, question: str, adapter: str | None, max_new_
         names = [adapter] if adapter else []
         names += [name for name in engine.adapters if compare and name != adapter]
         about = question if len(question) <= 80 else f"{question[:79]}…"
-        passages = training.find(question) if training and any(map(reads_passages, names)) else []
+        passages = training.index.find([question])[0] if training and any(map(reads_passages, names)) else []
         for rows in ask_all(engine, question, names, passages, length):  # half a character is not shown
             texts = [text.rstrip("\ufffd") for text, _ in rows]
             yield *[*texts, ""][:2], show_status(f"Answering: {about}"), show_answers(names, texts, compare)

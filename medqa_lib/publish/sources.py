@@ -25,10 +25,6 @@ class Training:
     diseases: dict[str, str]
     index: Index
 
-    def find(self, question: str) -> list[Passage]:
-        """The passages nearest to a question."""
-        return self.index.find([question])[0]
-
 
 def read_training() -> Training | None:
     """Of the newest splits in the project folder that are not the sample's; None if there are none."""

@@ -30,7 +30,7 @@ def test_read_training_reads_splits_of_real_data_alone(tmp_path, monkeypatch):
         save_splits(DatasetDict(train=TRAIN), tmp_path / "data" / name / "group", about)
     training = sources.read_training()
     assert training.diseases == {"Gout": "It hurts 4 joints.\nAn illness.", "Marfan & <co>": "A gene."}
-    assert [each.text for each in training.find("gout symptoms")] == ["It hurts 4 joints.", "An illness."]
+    assert [each.text for each in training.index.find(["gout symptoms"])[0]] == ["It hurts 4 joints.", "An illness."]
 
 
 def test_list_facts_leaves_out_what_the_source_states():
