@@ -65,20 +65,20 @@ def test_real_out_of_memory_halves_the_micro_batch(path, tmp_path):
             break
     assert "512 did not fit" in said
     print(f"{path}: {full_bytes / 2**20:.0f} MiB without a limit, {capped_bytes / 2**20:.0f} MiB with one")
-    assert [step for step, _ in little] == [step for step, _ in enough]
-    assert [loss for _, loss in little] == pytest.approx([loss for _, loss in enough], abs=1e-3)
+    assert little["tokens"] == enough["tokens"]
+    assert little["losses"] == pytest.approx(enough["losses"], abs=1e-3)
 
 
 def run_alone(folder, path, limit=0.0):
-    """Two steps in a process of its own, so that no other run's memory counts: (step, loss) pairs, output, bytes reserved."""
+    """Two steps in a process of its own, so that no other run's memory counts: its numbers, output, bytes reserved."""
     command = [sys.executable, __file__, str(folder), path or "", str(limit)]
     imports = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": imports}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    losses, reserved = json.loads(done.stdout.splitlines()[-1])
-    return losses, done.stdout, reserved
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    return numbers, done.stdout, numbers["reserved"]
 
 
 def run_child(folder, path, limit):
@@ -89,7 +89,7 @@ def run_child(folder, path, limit):
     changes = {"total_batch_size": rows, "max_steps": 2, "lora": LoraSettings(lora_dropout=0.0)}  # masks: one a micro-batch
     run = train(make_splits(rows), Path(folder), path or None, **SETTINGS | changes)
     reserved = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
-    print(json.dumps([run.losses[["step", "loss"]].values.tolist(), reserved]))
+    print(json.dumps({"tokens": int(run.tokens), "losses": list(run.losses["loss"]), "reserved": reserved}))
 
 
 if __name__ == "__main__":
