@@ -1,4 +1,4 @@
-"""The fast path against transformers and PEFT in float32: on a GPU if there is one, else in Triton's interpreter."""
+"""The fast path in float32 against transformers and PEFT in float64: on a GPU if there is one, else in Triton's interpreter."""
 
 import importlib.util
 from types import SimpleNamespace
@@ -25,6 +25,14 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+def assert_near(found, exact):
+    """Each weight's gradient by its norm. transformers' own in float32 are within 2e-6 of float64's, in TF32 it would be 1e-3."""
+    for name, gradient in exact.items():
+        assert gradient.abs().max() > 0
+        error = float((found[name].double() - gradient).norm() / gradient.norm())
+        assert error <= 1e-5, f"{name}: {error:.1e}"
+
+
 @pytest.fixture
 def cpu_attention(monkeypatch):
     """Without a GPU torch's own attention stands in for the GPU's; with one everything is the real thing."""
@@ -45,13 +53,11 @@ def cpu_attention(monkeypatch):
 )
 def test_fast_forward_equals_transformers_and_peft(options, keep_weights, cpu_attention):
     model, examples = make_model(**options), make_examples()
-    expected_loss, expected = loss_and_gradients(model, padded(examples))
+    expected_loss, expected = loss_and_gradients(make_model(**options).double(), padded(examples))
     fast_train.install_fast_layers(model, keep_weights)
     loss, gradients = loss_and_gradients(model, flattened(examples))
     assert loss == pytest.approx(expected_loss, abs=1e-5)
-    for name, gradient in expected.items():
-        assert gradient.abs().max() > 0
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=(name + ": {}").format)
+    assert_near(gradients, expected)
 
 
 @needs_triton
@@ -74,8 +80,7 @@ def test_filling_up_to_a_size_changes_neither_loss_nor_gradients(cpu_attention):
         patch.setattr(fast_train.FastStep, "run", filled_up)
         loss, gradients = loss_and_gradients(model, batch)
     assert replay == [64] and loss == pytest.approx(expected_loss, abs=1e-6)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-7, msg=(name + ": {}").format)
+    assert_near(gradients, expected)
     assert step.gradient.numel() == sum(gradient.numel() for gradient in expected.values())
 
 
@@ -129,11 +134,10 @@ def test_fast_forward_draws_one_mask_an_adapter_and_repeats_it_backward(cpu_atte
     loss, gradients = loss_and_gradients(model, batch)
     fast_train.remove_fast_layers(model)
     torch.set_rng_state(state)
-    fix_dropout(model, p)
+    fix_dropout(model.double(), p)
     expected_loss, expected = loss_and_gradients(model, {key: batch[key] for key in ("input_ids", "labels")})
     assert loss == pytest.approx(expected_loss, abs=1e-5)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=(name + ": {}").format)
+    assert_near(gradients, expected)
 
 
 def test_dropout_masks_are_independent_bernoulli_draws():
