@@ -8,10 +8,10 @@ token; `option`, is the text of the correct option the likeliest answer, per cha
 
 from __future__ import annotations
 
-import argparse
 import ast
 import io
 import json
+import sys
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -107,15 +107,8 @@ def examine(name: str, profile: Profile | None = None, home: Path | None = None)
     return pd.read_csv(path)
 
 
-def main() -> None:
-    """Examine the runs that the command line names."""
-    parser = argparse.ArgumentParser(prog="medqa_lib.evaluation.exam", description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN")
-    for name in parser.parse_args().runs:
-        found = examine(name).groupby("exam")[["letter", "option", "chance"]].mean()
-        print(f"{name}:\n{found.round(3)}")
-
-
 if __name__ == "__main__":
     with user_errors():
-        main()
+        for each in sys.argv[1:] or ["base"]:
+            found = examine(each).groupby("exam")[["letter", "option", "chance"]].mean()
+            print(f"{each}:\n{found.round(3)}")
