@@ -102,7 +102,7 @@ def _answer(context: evaluation.RunContext, test, adapter_dir: Path | None) -> l
     if context.name == "baseline_untuned_cut":
         base = dataclasses.replace(context, name="base")
         answers = generate_records(None, tokenizer, questions, profile.max_new_tokens, base.answers())
-        return [Answer(cut_words(answer.text, reference), True, 0)
+        return [Answer(" ".join(answer.text.split()[:len(reference.split())]), True, 0)
                 for answer, reference in zip(answers, test["answer"], strict=True)]
     questions += evaluation.OWN_QUESTIONS
     if context.name == "baseline_chat_template":
@@ -184,11 +184,6 @@ def score_random_option(context: evaluation.RunContext, test) -> pd.DataFrame:
     how = {name: "mean" if pd.api.types.is_numeric_dtype(scores[name]) else "first" for name in scores}
     scores = scores.groupby(np.repeat(np.arange(len(counts)), counts)).agg(how)
     return scores.assign(mcq_asked=1, mcq_correct=1 / counts, mcq_chance=1 / counts)
-
-
-def cut_words(answer: str, reference: str) -> str:
-    """The first words of the answer, as many as the reference has."""
-    return " ".join(answer.split()[:len(reference.split())])
 
 
 if __name__ == "__main__":

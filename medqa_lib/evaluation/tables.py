@@ -49,11 +49,6 @@ def format_change(row) -> str:
     return f"{row.percent_change:+.1f}%{interval}"
 
 
-def format_verdict(row) -> str:
-    """The verdict with the family that it was corrected in: "better (Holm over 12)"; a loss has none."""
-    return row.verdict if pd.isna(row.family) else f"{row.verdict} (Holm over {row.family:.0f})"
-
-
 def results_table(comparison: pd.DataFrame, first: str = "untuned", second: str = "tuned") -> pd.DataFrame:
     """A table of `significance.compare_...` to be read: a row per metric, and per run, pair or slice.
 
@@ -62,7 +57,8 @@ def results_table(comparison: pd.DataFrame, first: str = "untuned", second: str 
     """
     rows = [{"metric": label(row.metric), first: format_number(row.base), second: format_number(row.tuned),
              "change [95% interval]": format_change(row), "p (Holm)": format_p(row.p_holm),
-             "verdict": format_verdict(row)} for row in comparison.itertuples()]
+             "verdict": row.verdict + ("" if pd.isna(row.family) else f" (Holm over {row.family:.0f})")}
+            for row in comparison.itertuples()]
     table = pd.DataFrame(rows).set_index("metric")
     keys = [name for name in ("run", "pair", "slice") if name in comparison]
     if keys:

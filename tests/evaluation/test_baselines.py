@@ -65,14 +65,6 @@ def test_score_random_option_is_the_mean_over_options(tmp_path):
     assert row["mcq_correct"] == row["mcq_chance"] == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize(
-    ("answer", "reference", "cut"),
-    [("one two  three four", "a b", "one two"), ("one", "a b c", "one"), ("one two", "", ""), ("", "a", "")],
-)
-def test_cut_words(answer, reference, cut):
-    assert baselines.cut_words(answer, reference) == cut
-
-
 def test_run_reference_lines_answers_the_base_runs_questions(tmp_path, monkeypatch):
     profile = PROFILES["smoke"]
     splits = prepare_splits(home=tmp_path)
