@@ -95,7 +95,6 @@ def score_answers(predictions: Sequence[str], references: Sequence[str | Sequenc
     pairs = list(zip(predictions, references, strict=True))
     bar = tqdm(pairs, "scoring", unit="answer", leave=False, file=sys.stdout, disable=len(pairs) < 200)
     scores = pd.DataFrame([_score_pair(*pair, is_latin) for pair in bar])
-    scores["sentence_bleu"] = sentence_bleu(scores[list(BLEU_COLUMNS)].to_numpy(float))
     if encoder and is_latin:
         scores["bertscore_f1"] = _score_bert(pairs, encoder)
     if questions is not None:
@@ -166,16 +165,6 @@ def bleu_from_statistics(statistics: np.ndarray) -> np.ndarray:
     return np.where(defined, bleu, 0.0)
 
 
-def sentence_bleu(statistics: np.ndarray) -> np.ndarray:
-    """(N,) BLEU in 0..100 of each of (N, 10) rows, as `nltk.translate.bleu_score.sentence_bleu` defines it.
-
-    With its smoothing method 1, an order without a match counts as 0.1 of one. Tokens are sacrebleu's.
-    """
-    match = np.where(statistics[:, 2:6] == 0, 0.1, statistics[:, 2:6])
-    precision = np.exp(np.log(match / np.maximum(statistics[:, 6:10], 1)).mean(axis=1))
-    return np.where(statistics[:, 2] > 0, 100 * penalize_brevity(statistics) * precision, 0.0)
-
-
 def penalize_brevity(statistics: np.ndarray) -> np.ndarray:
     """(...) BLEU's factor for answers that are shorter than their references, from (..., 2 or more) sums."""
     return np.exp(np.minimum(0.0, 1 - statistics[..., 1] / np.maximum(statistics[..., 0], 1)))
@@ -184,13 +173,18 @@ def penalize_brevity(statistics: np.ndarray) -> np.ndarray:
 def _score_pair(prediction: str, references: Sequence[str], is_latin: bool) -> dict[str, float]:
     import sacrebleu
     import textstat
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     bleu, words = sacrebleu.sentence_bleu(prediction, references), prediction.split()
+    split = [Tokenizer13a()(text).split() for text in (prediction, *references)]
     tokens = [tokenize_rouge(text) if is_latin else _WORD.findall(text) for text in (prediction, *references)]
     overlaps = [{**score_rouge(tokens[0], others), "token_f1": _score_token_f1(prediction, text)}
                 for text, others in zip(references, tokens[1:], strict=True)]
     return {
         **{name: max(overlap[name] for overlap in overlaps) for name in overlaps[0]},
+        "sentence_bleu": 100 * sentence_bleu(split[1:], split[0],
+                                             smoothing_function=SmoothingFunction().method1),
         "chrf": sacrebleu.sentence_chrf(prediction, references).score,
         "repeated_4gram_share": _share_repeated(words),
         "words": len(words), "reference_words": len(references[0].split()),
