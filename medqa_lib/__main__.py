@@ -4,8 +4,6 @@ Finished runs are reused, and a training that was cut off goes on from its newes
 command continues after a crash.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The Colab edge: the Hub token and Drive. Without them a notebook goes on and says what it lacks."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ Notebook 00 writes the choices to `settings.json` in the project folder, and lat
 Environment variables win: MEDQA_PROFILE, MEDQA_MODEL, MEDQA_DATA_DIR, MEDQA_HOME (that folder).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -8,8 +8,6 @@ grades. An empty answer or reference scores 0 in every metric (but two empty one
 SQuAD 2.0). Of several references the best counts; BLEU takes their n-grams together.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import string

@@ -3,8 +3,6 @@
 Text of a data set is escaped first: no row with `</s>` or `### Response:` can end its own answer.
 """
 
-from __future__ import annotations
-
 import re
 
 TEMPLATE = "### Instruction:\n{question}\n\n### Response:\n"

@@ -1,7 +1,5 @@
 """Why something failed, in words that say what to do, and another try where waiting helps (Hub, Kaggle)."""
 
-from __future__ import annotations
-
 import errno
 import re
 import sys

@@ -1,7 +1,5 @@
 """rouge_score's ROUGE, the same numbers several times sooner."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections import Counter

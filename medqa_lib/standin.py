@@ -3,8 +3,6 @@
 `config.MODELS` says where each model comes from. What is fetched or converted is kept in `cache_dir()`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -3,8 +3,6 @@
 A row step takes a `Row` and returns it, perhaps changed, or None (removed); a set step takes and returns all.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import defaultdict

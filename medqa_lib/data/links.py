@@ -3,8 +3,6 @@
 A template (a paragraph on inheritance, say) stands under 20 diseases or more and links none of them.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 

@@ -1,7 +1,5 @@
 """Your own question-answer pairs: from a file, the Hub or a DataFrame to what `split_pairs` takes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Both sources merged into pairs, and the splits that are kept with a manifest."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """How well an answer fits its question, by words alone."""
 
-from __future__ import annotations
-
 import re
 
 from medqa_lib.data.texts import FUNCTION_WORDS, text_key

@@ -3,8 +3,6 @@
 Licences: MedQuAD CC BY 4.0, AfriMed-QA CC BY-NC-SA 4.0 (treat it as non-commercial). The sample is our own.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

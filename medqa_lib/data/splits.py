@@ -4,8 +4,6 @@ Rows belong together if they share question, disease or much of the answer's tex
 so the same pairs give the same splits on any machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

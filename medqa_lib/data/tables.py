@@ -1,7 +1,5 @@
 """A file as a table. What kind of file it is shows in its first bytes, whatever its name ends with."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import gzip

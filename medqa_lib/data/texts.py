@@ -1,7 +1,5 @@
 """Cleaning rules on one text: they take out what the sources' export left in questions and answers."""
 
-from __future__ import annotations
-
 import ast
 import html
 import json

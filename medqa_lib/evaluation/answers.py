@@ -1,7 +1,5 @@
 """The answers file: generated answers as JSON lines that survive a crash or a disconnect."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -4,8 +4,6 @@
 their tuned models again, after the nearest training question with its answer: exp_005_one_shot.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

@@ -6,8 +6,6 @@ Two protocols, as in the lm-evaluation-harness: `letter`, is the correct option'
 token; `option`, is the text of the correct option the likeliest answer, per character (`acc_norm`).
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import json

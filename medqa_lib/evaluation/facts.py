@@ -4,8 +4,6 @@ MedQuAD asks by template, so the question tells which facts count: how a disease
 how many people have it. Only counts leave this module.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

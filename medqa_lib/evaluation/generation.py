@@ -5,8 +5,6 @@ the answers file in one synced write. A run that was cut off plans the same batc
 unbroken run would have.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What a model itself finds likely: the loss on answer tokens, and the choice among given options."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

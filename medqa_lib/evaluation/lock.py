@@ -1,7 +1,5 @@
 """One process at a time works on a run; its name is locked in the scratch folder of this machine."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 A figure is returned closed, so a notebook shows it once: as the last expression of its cell.
 """
 
-from __future__ import annotations
-
 import textwrap
 from pathlib import Path
 

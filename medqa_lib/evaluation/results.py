@@ -3,8 +3,6 @@
 `metrics.json` is written last: a folder that has it is complete.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import functools

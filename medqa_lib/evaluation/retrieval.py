@@ -3,8 +3,6 @@
 A supported sentence says what a passage says. It need not be true of the disease that was asked about.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

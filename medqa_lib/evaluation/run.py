@@ -1,7 +1,5 @@
 """Untuned and tuned models answer the same questions through the same code, and the answers are scored."""
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import json

@@ -5,8 +5,6 @@ same questions, so all get the same resamples and only their differences are jud
 runs with several seeds: then a verdict covers other questions and other seeds together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tables for a page of 980 pixels: at most seven columns, the verdict among them, three digits."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """The model card of a run: `card.md`, filled in from the run's own files."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

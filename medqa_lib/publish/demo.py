@@ -3,8 +3,6 @@
 They come from one batch; PEFT adapts each row by its own adapter, so one base model serves all of them.
 """
 
-from __future__ import annotations
-
 import argparse
 import html
 import os

@@ -4,8 +4,6 @@ GGUF is written with `gguf`, llama.cpp's own package. Its converter script is on
 copy, whose wheel overwrites `gguf`; a Llama needs little of what that script can do.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import logging

@@ -1,7 +1,5 @@
 """Adapters from and to the Hugging Face Hub: find, load, save as a folder to upload."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import warnings

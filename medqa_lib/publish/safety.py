@@ -1,7 +1,5 @@
 """The notice that the demo always shows, and the questions that it answers with crisis lines alone."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

@@ -3,8 +3,6 @@
 MedQuAD's table has no page addresses, so a link is a search at MedlinePlus, the library it comes from.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import re

@@ -1,7 +1,5 @@
 """The demo as a Hugging Face Space: a folder that runs with `python app.py`."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import shutil

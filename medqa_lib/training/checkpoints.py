@@ -5,8 +5,6 @@ each file, the run's identity and its training time. SHA-256 after a flush shows
 bytes, not that they are uploaded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

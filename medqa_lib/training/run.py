@@ -1,7 +1,5 @@
 """Train one experiment with `transformers.Trainer`: audited, checkpointed, resumable; then evaluate it."""
 
-from __future__ import annotations
-
 import argparse
 import gc
 import os

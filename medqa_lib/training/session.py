@@ -1,7 +1,5 @@
 """A run's checkpoints while it trains: resume, make them valid, copy them to Drive, stop on SIGTERM."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

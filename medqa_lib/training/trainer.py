@@ -1,7 +1,5 @@
 """`transformers.Trainer` as this project uses it: loss on answers, tokens, going on when memory runs out."""
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import math
