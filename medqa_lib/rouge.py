@@ -8,15 +8,14 @@ from collections.abc import Sequence
 
 def tokenize_rouge(text: str) -> list[str]:
     """rouge_score's tokens: runs of ASCII letters and digits, those over three characters stemmed."""
-    stem = _stemmer()
-    return [stem(token) if len(token) > 3 else token for token in re.findall("[a-z0-9]+", text.lower())]
+    return [_stem(token) if len(token) > 3 else token for token in re.findall("[a-z0-9]+", text.lower())]
 
 
-@functools.cache
-def _stemmer():
+@functools.lru_cache(maxsize=100_000)  # stems take most of ROUGE's time
+def _stem(token: str) -> str:
     from nltk.stem.porter import PorterStemmer
 
-    return functools.lru_cache(maxsize=100_000)(PorterStemmer().stem)  # stems take most of ROUGE's time
+    return PorterStemmer().stem(token)
 
 
 def score_rouge(tokens: Sequence[str], others: Sequence[str]) -> dict[str, float]:

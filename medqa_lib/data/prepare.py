@@ -104,12 +104,11 @@ def prepare_splits(by: str = "group", home: str | Path | None = None) -> Dataset
     sources = load_sources()
     digest = hash_sources(sources)
     folder = Path(home or home_dir()) / "data" / digest[:16] / by
-    try:
-        return load_splits(folder)
-    except FileNotFoundError:
-        pass
-    except ValueError as error:
-        print(f"{error} Making them again.")
+    if folder.is_dir():
+        try:
+            return load_splits(folder)
+        except ValueError as error:
+            print(f"{error} Making them again.")
     if others := sorted({str(path.parents[1]) for path in folder.parents[1].glob(f"*/{by}/manifest.json")}):
         print(f"Making splits anew in {folder}, for other data or cleaning rules. Earlier ones stay in "
               f"{', '.join(others)}.")

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import pandas as pd
 
-from medqa_lib.config import Profile, current_profile, data_dir, home_dir
+from medqa_lib.config import current_profile, data_dir, home_dir
 from medqa_lib.data.cleaning import LETTERS, Row, read_options
 from medqa_lib.data.sources import load_sources
 from medqa_lib.evaluation import retrieval
@@ -93,12 +93,12 @@ def take_exam(model, tokenizer, exams: pd.DataFrame, index=None) -> pd.DataFrame
     return table
 
 
-def examine(name: str, profile: Profile | None = None, home: Path | None = None) -> pd.DataFrame:
+def examine(name: str) -> pd.DataFrame:
     """`take_exam` of a finished run ("base": the untuned model), kept as exam.csv in its results folder."""
-    profile, home = profile or current_profile(), home or home_dir()
-    path = run_folder(name, profile, home) / "exam.csv"
+    profile = current_profile()
+    path = run_folder(name, profile) / "exam.csv"
     if not path.exists():
-        adapter = None if name == "base" else home / "adapters" / profile.model_slug / name
+        adapter = None if name == "base" else home_dir() / "adapters" / profile.model_slug / name
         table = take_exam(load_merged(adapter, profile), load_tokenizer(profile), load_exams())
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, index=False, float_format="%.6g")
