@@ -54,6 +54,7 @@ class RunContext:
     home: Path
     identity: dict
     passages: str = ""  # before each question: "nearest" or "random"; "none" only checks against them
+    quantized: bool = True  # in NF4, as a tuned model's base is
 
     @property
     def folder(self) -> Path:
@@ -107,10 +108,14 @@ def is_main_process() -> bool:
 
 def run_base(splits=None, profile: Profile | None = None, home: Path | None = None,
              name: str = "base") -> RunResult:
-    """Evaluate the untuned model; a finished evaluation of the same model, data and profile is read."""
+    """Evaluate the untuned model; a finished evaluation of the same model, data and profile is read.
+
+    `base_not_quantised` is the model as it was released: NF4 alone costs small models much.
+    """
     profile, home = profile or current_profile(), home or home_dir()
-    splits = splits or prepare_splits(home=home)
-    context = RunContext(name, splits, profile, home, result_identity(None, profile, splits))
+    splits, quantized = splits or prepare_splits(home=home), name != "base_not_quantised"
+    identity = result_identity(None, profile, splits) | ({} if quantized else {"quantized": False})
+    context = RunContext(name, splits, profile, home, identity, quantized=quantized)
     with lock_run(name, profile, home):
         return results.find_finished(context.folder, context.identity) or evaluate_run(context)
 
@@ -179,9 +184,9 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test,
                index: retrieval.Index | None) -> tuple[dict, list, pd.DataFrame]:
     """All that needs the model: (numbers, answers to the test and the sample questions, option scores)."""
     profile, tokenizer, questions = context.profile, load_tokenizer(context.profile), list(test["question"])
-    base = load_base_model(profile)
+    base = load_base_model(profile, context.quantized)
     check_model(base, tokenizer)
-    model = load_merged(adapter_dir, profile, base)
+    model = load_merged(adapter_dir, profile, base) if context.quantized else base.eval()
     validation, asked = context.splits["validation"], [*questions, *OWN_QUESTIONS]
     if context.passages not in ("", "none"):
         validation = retrieval.add_passages(validation, index, context.passages)

@@ -40,7 +40,8 @@ from medqa_lib.training.checkpoints import checkpoint_folders
 from medqa_lib.training.session import CheckpointSession
 
 # Name of the untuned model's run -> its split.
-UNTUNED = {"base": "group", "base_random": "random", "base_official": "official"}
+UNTUNED = {"base": "group", "base_not_quantised": "group", "base_random": "random",
+           "base_official": "official"}
 VALIDATION_PAIRS_WHILE_TRAINING = 200  # the curve needs fewer than the final figure, which uses all
 
 

@@ -14,6 +14,7 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from smoke_adapters import SMOKE, make_adapter
+from transformers import AutoModelForCausalLM
 
 from medqa_lib.config import EXPERIMENTS, PROFILES
 from medqa_lib.data import prepare_splits
@@ -103,6 +104,20 @@ def test_score_test_counts_what_is_copied_from_training_answers(tmp_path):
     scores = evaluation.score_test(make_context(splits, tmp_path), splits["test"], answers)
     assert scores["train_overlap"].tolist() == pytest.approx([40 / 42, 0])
     assert scores["recited"].tolist() == [1, 0]
+
+
+def test_the_untuned_model_is_evaluated_as_it_was_released_too(splits, tmp_path):
+    released = AutoModelForCausalLM.from_pretrained(model_path(SMOKE))
+    loss = tokens = 0
+    for row in evaluation.encode_validation(load_tokenizer(SMOKE), splits["validation"], SMOKE):
+        ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
+        count = int((labels[:, 1:] != -100).sum())
+        with torch.no_grad():
+            loss, tokens = loss + float(released(ids, labels=labels).loss) * count, tokens + count
+    run = evaluation.run_base(splits, SMOKE, tmp_path, "base_not_quantised")
+    assert run.metrics["validation_loss"] == pytest.approx(loss / tokens, abs=1e-5)
+    quantised = evaluation.run_base(splits, SMOKE, tmp_path)
+    assert abs(quantised.metrics["validation_loss"] - loss / tokens) > 1e-4
 
 
 def test_replaced_weights_reuse_neither_results_nor_answers(splits, tmp_path):
