@@ -105,6 +105,20 @@ def test_gains_in_the_text_are_the_published_ones():
     assert int(bleu) == round(100 * (best["bleu"] / copy["bleu"] - 1))
 
 
+def test_what_the_4_bits_cost_is_the_published_sample():
+    released = pd.read_csv(PUBLISHED / "base_not_quantised_400.csv")
+    means = {"released": released["rouge2"].mean()}
+    for run, seeds in (("base", [""]), ("exp_004", ["", "_seed43", "_seed44"])):
+        scores = pd.concat([pd.read_csv(PUBLISHED / f"{run}{seed}" / "scores.csv") for seed in seeds])
+        means[run] = scores.loc[scores["question_id"].isin(released["question_id"]), "rouge2"].mean()
+    cost, gained, quantised = re.search(
+        r"NF4 alone takes (\d+)% of.*?gains (\d+)% \[.*?\], not (\d+)% \(400", README, re.S
+    ).groups()
+    assert int(cost) == round(100 * (1 - means["base"] / means["released"]))
+    assert int(gained) == round(100 * (means["exp_004"] / means["released"] - 1))
+    assert int(quantised) == round(100 * (means["exp_004"] / means["base"] - 1))
+
+
 def test_passages_add_nothing_that_can_be_shown():
     assert "(exp_006) adds nothing we can show" in " ".join(README.split())
     exp_005, exp_006 = (
