@@ -21,7 +21,7 @@ from medqa_lib.data.sources import load_sources
 from medqa_lib.evaluation import retrieval
 from medqa_lib.evaluation.likelihood import score_options
 from medqa_lib.evaluation.results import run_folder
-from medqa_lib.model import load_merged, load_tokenizer
+from medqa_lib.model import load_base_model, load_merged, load_tokenizer
 from medqa_lib.reasons import user_errors
 
 # Results of the benchmark's authors (Olatunji et al., ACL 2025), a row per question; MedQA's hold its text.
@@ -94,12 +94,13 @@ def take_exam(model, tokenizer, exams: pd.DataFrame, index=None) -> pd.DataFrame
 
 
 def examine(name: str) -> pd.DataFrame:
-    """`take_exam` of a finished run ("base": the untuned model), kept as exam.csv in its results folder."""
+    """`take_exam` of a finished run ("base...": the untuned model), kept as exam.csv in its folder."""
     profile = current_profile()
     path = run_folder(name, profile) / "exam.csv"
     if not path.exists():
-        adapter = None if name == "base" else home_dir() / "adapters" / profile.model_slug / name
-        table = take_exam(load_merged(adapter, profile), load_tokenizer(profile), load_exams())
+        adapter = None if name[:4] == "base" else home_dir() / "adapters" / profile.model_slug / name
+        model = load_merged(adapter, profile, load_base_model(profile, name != "base_not_quantised"))
+        table = take_exam(model, load_tokenizer(profile), load_exams())
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, index=False, float_format="%.6g")
     return pd.read_csv(path)

@@ -110,7 +110,7 @@ def run_base(splits=None, profile: Profile | None = None, home: Path | None = No
              name: str = "base") -> RunResult:
     """Evaluate the untuned model; a finished evaluation of the same model, data and profile is read.
 
-    `base_not_quantised` is the model as it was released: NF4 alone costs small models much.
+    `base_not_quantised` is the model in the compute dtype, without NF4, in which all other runs have it.
     """
     profile, home = profile or current_profile(), home or home_dir()
     splits, quantized = splits or prepare_splits(home=home), name != "base_not_quantised"
@@ -186,7 +186,7 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test,
     profile, tokenizer, questions = context.profile, load_tokenizer(context.profile), list(test["question"])
     base = load_base_model(profile, context.quantized)
     check_model(base, tokenizer)
-    model = load_merged(adapter_dir, profile, base) if context.quantized else base.eval()
+    model = load_merged(adapter_dir, profile, base)
     validation, asked = context.splits["validation"], [*questions, *OWN_QUESTIONS]
     if context.passages not in ("", "none"):
         validation = retrieval.add_passages(validation, index, context.passages)

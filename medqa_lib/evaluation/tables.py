@@ -13,7 +13,7 @@ POLICY_LABELS = {"aligned": "correct", "preshifted": "shifted twice", "full_sequ
 # What metrics, runs, label policies and sources are called in tables and figures.
 LABELS = {name: label for name, (label, _) in METRICS.items()} | POLICY_LABELS | {
     "validation_loss": "Validation loss (nats / token)", "perplexity": "Perplexity", "base": "untuned",
-    "base_not_quantised": "untuned, not in 4 bits", "base_random": "untuned, random split",
+    "base_not_quantised": "untuned, not quantised", "base_random": "untuned, random split",
     "baseline_untuned_cut": "untuned, cut to length",
     "baseline_chat_template": "untuned, chat template", "baseline_nearest_answer": "nearest training answer",
     "baseline_few_shot": "untuned, three examples", "baseline_one_shot": "untuned, nearest example",

@@ -47,11 +47,11 @@ class StepSampler(Sampler):
 
 
 def gather_bytes(policy):
-    """FSDP2's policy without any cast: 4-bit weights travel as bytes, and losses are not rounded to bfloat16.
+    """FSDP2's policy without any cast, so that 4-bit weights keep their bits and losses are not rounded.
 
-    A cast to bfloat16, which these weights have in name only, rewrites on a GPU each pair of bytes that reads
-    as NaN, and layers give 5% other outputs (github.com/bitsandbytes-foundation/bitsandbytes/issues/1945).
-    Adapters in float32 beside them make FSDP gather bytes.
+    FSDP copies a layer that is all bfloat16 as numbers, and then a GPU rewrites what reads as NaN; packed
+    weights are bfloat16 in name only (github.com/bitsandbytes-foundation/bitsandbytes/issues/1945). It copies
+    a layer of two dtypes as bytes: so adapters stay in float32. Each layer must have one.
     """
     return dataclasses.replace(policy, param_dtype=None, output_dtype=None, reduce_dtype=torch.float32)
 

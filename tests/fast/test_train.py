@@ -1,4 +1,4 @@
-"""The fast path in float32 against transformers and PEFT in float64: on a GPU if there is one, else in Triton's interpreter."""
+"""The fast path in float32 against transformers and PEFT, gradients in float64: on a GPU if there is one, else in Triton's interpreter."""
 
 import importlib.util
 from types import SimpleNamespace
