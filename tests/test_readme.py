@@ -106,17 +106,21 @@ def test_gains_in_the_text_are_the_published_ones():
 
 
 def test_what_the_4_bits_cost_is_the_published_sample():
-    released = pd.read_csv(PUBLISHED / "base_not_quantised_400.csv")
-    means = {"released": released["rouge2"].mean()}
-    for run, seeds in (("base", [""]), ("exp_004", ["", "_seed43", "_seed44"])):
-        scores = pd.concat([pd.read_csv(PUBLISHED / f"{run}{seed}" / "scores.csv") for seed in seeds])
-        means[run] = scores.loc[scores["question_id"].isin(released["question_id"]), "rouge2"].mean()
-    cost, gained, quantised = re.search(
-        r"NF4 alone takes (\d+)% of.*?gains (\d+)% \[.*?\], not (\d+)% \(400", README, re.S
-    ).groups()
-    assert int(cost) == round(100 * (1 - means["base"] / means["released"]))
-    assert int(gained) == round(100 * (means["exp_004"] / means["released"] - 1))
-    assert int(quantised) == round(100 * (means["exp_004"] / means["base"] - 1))
+    sample = pd.read_csv(PUBLISHED / "quantisation_400.csv", dtype={"question_id": str, "group": str})
+    untuned = {flag: part.drop(columns="quantised") for flag, part in sample.groupby("quantised")}
+    tuned = []
+    for seed in ("", "_seed43", "_seed44"):
+        scores = load_run(PUBLISHED / f"exp_004{seed}").scores.set_index("question_id")
+        tuned.append(scores.loc[untuned[0]["question_id"]].reset_index())
+    said = re.search(
+        r"takes (\d+)% \[(\d+), (\d+)\] of the untuned.*?gains\s+(\d+)% \[(\d+), (\d+)\], and nothing", README, re.S
+    )
+    cost = compare_runs(untuned[0], untuned[1], ["rouge2"]).iloc[0]
+    gain = compare_runs(untuned[0], tuned, ["rouge2"]).iloc[0]
+    found = [-cost.percent_change, -cost.percent_high, -cost.percent_low, gain.percent_change, gain.percent_low, gain.percent_high]
+    assert list(map(int, said.groups())) == list(map(round, found))
+    long = untuned[0]["reference_words"].to_numpy() > 150
+    assert compare_runs(untuned[0][long], [run[long] for run in tuned], ["rouge2"]).iloc[0].verdict == "no difference"
 
 
 def test_passages_add_nothing_that_can_be_shown():
