@@ -27,7 +27,7 @@ ROWS = ("base", "exp_003", "exp_004", "exp_005", "baseline_nearest_answer", "bas
 EXAMINED = {"base": "base", "exp_004": "exp_004_official", "exp_005": "exp_005_official"}
 
 
-def read_exam(run, protocol="letter"):
+def read_exam(run, protocol):
     """Accuracy on AfriMed-QA's official test, the mean of the run's seeds."""
     names = [
         name for name in (run, f"{run}_seed43", f"{run}_seed44") if (PUBLISHED / name / "exam.csv").exists()
@@ -50,7 +50,7 @@ def read_metrics(run):
         for name in seeds[0]
         if seeds[0][name] is not None
     }
-    return means | ({"exam": read_exam(EXAMINED[run])} if run in EXAMINED else {})
+    return means | ({"exam": read_exam(EXAMINED[run], "option")} if run in EXAMINED else {})
 
 
 def read_table(mark):
