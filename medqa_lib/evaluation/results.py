@@ -8,6 +8,7 @@ import datetime
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,10 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "data
 PUBLISHED = Path(__file__).parents[2] / "assets" / "results"  # in a checkout: MODEL/RUN
 EXPLANATIONS = ("question", "baseline", "changed_fields")  # of an experiment; they change no result
 SAMPLE = ["question", "answer"]
-FILES = ("config.json", "metrics.json", "scores.csv", "loss.csv", "samples.json")
+# File of a run -> its type, and a key or column that it must have.
+FILES = {"config.json": (dict, "identity"), "metrics.json": (dict, "n_test"),
+         "scores.csv": (pd.DataFrame, "question_id"), "loss.csv": (pd.DataFrame, "step"),
+         "samples.json": (list, None)}
 # Raise one whenever a change of the code changes labels, answers or scores: older results are not reused.
 VERSIONS = {"labels": 1, "generation": 1, "metrics": 2}
 RUN_ORDER = ("base", "exp_001", "exp_002", "exp_003", "exp_004", "exp_005")
@@ -143,7 +147,7 @@ def write_json_atomically(path: Path, content: dict | list) -> None:
 
 
 class UnfinishedRun(ValueError):
-    """A run's folder lacks a file, or holds one that cannot be read or has lost rows."""
+    """A run's folder lacks a file, or holds one that cannot be read or has numbers that are not finite."""
 
 
 def load_run(folder: str | Path) -> RunResult:
@@ -153,13 +157,19 @@ def load_run(folder: str | Path) -> RunResult:
         UnfinishedRun: the message names the file.
     """
     folder, contents = Path(folder), []
-    for name in FILES:
+    for name, (kind, needed) in FILES.items():
         try:
-            contents.append(json.loads((folder / name).read_text("utf-8")) if name.endswith(".json") else
-                            pd.read_csv(folder / name, dtype={"question_id": str, "group": str}))
+            content = (json.loads((folder / name).read_text("utf-8")) if name.endswith(".json") else
+                       pd.read_csv(folder / name, dtype={"question_id": str, "group": str}))
         except (OSError, ValueError) as error:
             raise UnfinishedRun(f"{folder / name} cannot be read ({error}). Run it again.") from None
+        if not isinstance(content, kind) or (needed and needed not in content):
+            raise UnfinishedRun(f"{folder / name} is damaged: it has no {needed or kind}. Run it again.")
+        contents.append(content)
     config, metrics, scores, losses, samples = contents
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    if infinite := [name for name, value in numbers.items() if not math.isfinite(value)]:
+        raise UnfinishedRun(f"{folder / 'metrics.json'}: {', '.join(infinite)} not finite. Run it again.")
     if len(scores) != metrics["n_test"]:
         raise UnfinishedRun(f"{folder / 'scores.csv'} has {len(scores)} of {metrics['n_test']} rows.")
     log = folder / "log.txt"

@@ -34,7 +34,7 @@ def test_save_run_reads_back_what_it_wrote(tmp_path):
     assert list(results.load_runs(tmp_path)) == ["exp"]
 
 
-@pytest.mark.parametrize("content", [None, b"", b'"cut', b"\x00\xff\x00", b"\x80" * 99])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"a": ', b"null", b"\x00\xff\x00", b"\x80" * 99])
 @pytest.mark.parametrize("name", ["config.json", "scores.csv", "loss.csv", "samples.json", "metrics.json"])
 def test_a_damaged_file_is_named_and_its_run_is_not_finished(tmp_path, capsys, name, content):
     run = save(tmp_path / "exp", model="m")
@@ -44,6 +44,13 @@ def test_a_damaged_file_is_named_and_its_run_is_not_finished(tmp_path, capsys, n
         results.load_run(run.folder)
     assert results.load_runs(tmp_path) == {} and results.find_finished(run.folder, {"model": "m"}) is None
     assert name in capsys.readouterr().out or (name, content) == ("metrics.json", None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_run_whose_loss_is_not_finite_is_not_finished(tmp_path, capsys, value):
+    run = save(tmp_path / "exp")
+    results.write_json_atomically(run.folder / "metrics.json", METRICS | {"validation_loss": value})
+    assert results.load_runs(tmp_path) == {} and "validation_loss" in capsys.readouterr().out
 
 
 def test_a_run_that_lost_rows_of_its_scores_is_not_finished(tmp_path):
