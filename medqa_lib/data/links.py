@@ -15,6 +15,7 @@ from medqa_lib.data.texts import count_words, text_key
 MIN_LINK_WORDS = 8  # shorter texts ("All of the above", "Which is true?") may repeat by coincidence
 PARAGRAPH_RUNS = 100  # as many shared runs of 8 words link two answers of any length
 TEMPLATE_DISEASES = 20
+MIN_NAME = 8  # letters: shorter names that differ in one are often two diseases
 NAME_COSINE = 0.75  # of runs of three letters
 _VAGUE = {"syndrome", "disease", "disorder", "type", "the", "of", "and"}  # in the singular
 
@@ -36,6 +37,13 @@ def disease_key(name: str) -> str:
     words = text_key(re.sub(r"\([^()]*\)", " ", name)).split()
     words = {word.rstrip("s") if len(word) > 3 else word for word in words}
     return " ".join(sorted(words - _VAGUE)) or text_key(name) or name
+
+
+@cache
+def spellings(name: str) -> set[str]:
+    """Keys of which two names share one if they differ in spaces, hyphens or a letter."""
+    key = "".join(word for word in text_key(name).split() if word not in _VAGUE)
+    return {key, *(key[:i] + key[i + 1:] for i in range(len(key)))} if len(key) >= MIN_NAME else set()
 
 
 def link_keys(pairs: pd.DataFrame) -> dict[str, pd.Series]:

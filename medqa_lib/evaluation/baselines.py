@@ -20,12 +20,13 @@ from medqa_lib.evaluation import run as evaluation
 from medqa_lib.evaluation.answers import Answer
 from medqa_lib.evaluation.generation import generate_records
 from medqa_lib.evaluation.results import RunResult, describe_environment, find_finished, save_run
-from medqa_lib.model import load_merged, load_tokenizer
+from medqa_lib.model import load_base_model, load_merged, load_tokenizer
 from medqa_lib.prompts import encode_chat_prompt, format_example, format_prompt, strip_eos
 from medqa_lib.reasons import user_errors
 
 BASELINES = {
     "baseline_chat_template": "the untuned model, asked in the chat template that it was released with",
+    "baseline_chat_template_not_quantised": "the same without NF4",
     "baseline_few_shot": "the untuned model, asked after three training questions with their answers",
     "baseline_one_shot": "the untuned model, asked after the nearest training question with its answer",
     "baseline_untuned_cut": "the untuned model's answers, cut to the length of the reference",
@@ -103,7 +104,7 @@ def _answer(context: evaluation.RunContext, test, adapter_dir: Path | None) -> l
         return [Answer(" ".join(answer.text.split()[:len(reference.split())]), True, 0)
                 for answer, reference in zip(answers, test["answer"], strict=True)]
     questions += evaluation.OWN_QUESTIONS
-    if context.name == "baseline_chat_template":
+    if context.name.startswith("baseline_chat_template"):
         if not tokenizer.chat_template:
             return None
         prompts = [encode_chat_prompt(tokenizer, each) for each in questions]
@@ -111,7 +112,8 @@ def _answer(context: evaluation.RunContext, test, adapter_dir: Path | None) -> l
         fixed = choose_shots(train) if context.name == "baseline_few_shot" else None
         shots = [fixed or [row] for row in find_nearest(train["question"], questions)]
         prompts = [encode_shots(tokenizer, train, *each) for each in zip(shots, questions, strict=True)]
-    answers = generate_records(load_merged(adapter_dir, profile), tokenizer, prompts, profile.max_new_tokens,
+    model = load_merged(adapter_dir, profile, load_base_model(profile, context.quantized))
+    answers = generate_records(model, tokenizer, prompts, profile.max_new_tokens,
                                context.answers(adapter_dir))
     return list(map(end_at_marker, answers))
 

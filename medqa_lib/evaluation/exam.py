@@ -99,7 +99,7 @@ def examine(name: str) -> pd.DataFrame:
     path = run_folder(name, profile) / "exam.csv"
     if not path.exists():
         adapter = None if name[:4] == "base" else home_dir() / "adapters" / profile.model_slug / name
-        model = load_merged(adapter, profile, load_base_model(profile, name != "base_not_quantised"))
+        model = load_merged(adapter, profile, load_base_model(profile, not name.endswith("not_quantised")))
         table = take_exam(model, load_tokenizer(profile), load_exams())
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, index=False, float_format="%.6g")

@@ -54,7 +54,11 @@ class RunContext:
     home: Path
     identity: dict
     passages: str = ""  # before each question: "nearest" or "random"; "none" only checks against them
-    quantized: bool = True  # in NF4, as a tuned model's base is
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the base is in NF4, as a tuned model's is."""
+        return not self.name.endswith("not_quantised")
 
     @property
     def folder(self) -> Path:
@@ -113,9 +117,8 @@ def run_base(splits=None, profile: Profile | None = None, home: Path | None = No
     `base_not_quantised` is the model in the compute dtype, without NF4, in which all other runs have it.
     """
     profile, home = profile or current_profile(), home or home_dir()
-    splits, quantized = splits or prepare_splits(home=home), name != "base_not_quantised"
-    identity = result_identity(None, profile, splits) | ({} if quantized else {"quantized": False})
-    context = RunContext(name, splits, profile, home, identity, quantized=quantized)
+    splits = splits or prepare_splits(home=home)
+    context = RunContext(name, splits, profile, home, result_identity(None, profile, splits))
     with lock_run(name, profile, home):
         return results.find_finished(context.folder, context.identity) or evaluate_run(context)
 

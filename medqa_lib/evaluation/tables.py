@@ -15,6 +15,7 @@ LABELS = {name: label for name, (label, _) in METRICS.items()} | POLICY_LABELS |
     "validation_loss": "Validation loss (nats / token)", "perplexity": "Perplexity", "base": "untuned",
     "base_not_quantised": "untuned, not quantised", "base_random": "untuned, random split",
     "baseline_untuned_cut": "untuned, cut to length",
+    "baseline_chat_template_not_quantised": "untuned, chat template, not quantised",
     "baseline_chat_template": "untuned, chat template", "baseline_nearest_answer": "nearest training answer",
     "baseline_few_shot": "untuned, three examples", "baseline_one_shot": "untuned, nearest example",
     "baseline_shuffled_reference": "another disease's reference", "baseline_random_option": "random option",

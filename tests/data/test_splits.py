@@ -165,25 +165,23 @@ def test_leakage_report_counts_held_out_rows_and_words_that_train_has():
         ("test", "same answer"): (3, 0),
         ("test", "same disease"): (2, 1),
         ("test", words): (12 + 25 + 1 + 12, 20),
-        ("test", f"{words}, templates and inheritance aside"): (50, 20),
         ("validation", "same question"): (1, 0),
         ("validation", "same answer"): (1, 1),
         ("validation", "same disease"): (0, 0),
         ("validation", words): (8, 0),
-        ("validation", f"{words}, templates and inheritance aside"): (8, 0),
     }
     assert report.set_index(["split", "check"]).loc[("test", "same question"), "percent"] == 25.0
     assert train_overlap(made).tolist() == [0, 20 / 25, 0, 0]
 
 
-def test_leakage_report_sets_texts_under_twenty_diseases_aside():
+def test_a_text_under_twenty_diseases_is_no_relative():
     template = "It is passed on by one of the two parents in half of all known families."
-    for diseases, expected in ((20, 0), (19, 16)):
+    for diseases, expected in ((20, 0), (19, 1)):
         rows = [{"answer": template, "focus_area": f"disease {letter}"} for letter in "abcdefghijklmnopqrstuv"]
         made = split_by_hand(rows[:diseases] + [{}], train=diseases - 1, test=1)
         report = leakage_report(made).query("split == 'test'").set_index("check")["in_train"]
-        assert report.iloc[-1] == expected and report.iloc[-2] == 16
-        assert report["same answer (8 words or more)"] == (expected > 0)
+        assert report["same answer (8 words or more)"] == expected
+        assert report["words of the answer in a run of 13"] == 16
 
 
 def test_leakage_report_is_zero_for_the_grouped_split_of_random_texts():
@@ -214,15 +212,41 @@ def test_split_pairs_leaves_training_rows_out_that_copy_held_out_ones(capsys):
     assert sum(split_pairs(pairs, seed=3, by="random").num_rows.values()) == 45
 
 
-def test_split_pairs_keeps_answers_to_whether_a_disease_is_inherited(capsys):
+def test_split_pairs_keeps_what_is_inherited_in_train_and_leaves_it_out_of_the_test(capsys):
     copied = " ".join(WORDS[:20])
     rows = [{"question": f"Is disease {i} inherited?", "answer": f"{copied} {'x' * i}"} for i in range(15)]
+    pairs = make_pairs(rows + [{}] * 15)
+    pairs["group"] = pairs["question"]
+    by_row, result = split_pairs(pairs, seed=3, by="random"), split_pairs(pairs, seed=3)
+    told = [sum("inherited" in question for question in result[name]["question"]) for name in SPLITS]
+    assert told[0] >= 10 and told[1] >= 1 and told[2] == 0 and result.num_rows["test"] >= 1
+    assert sum(result.num_rows.values()) < 30 == sum(by_row.num_rows.values())
+    assert "test" in capsys.readouterr().out
+
+
+def test_split_pairs_keeps_a_test_whose_rows_all_share_text_with_train():
+    rows = [{"question": f"Is disease {i} inherited?", "answer": " ".join(WORDS[:20])} for i in range(15)]
     pairs = make_pairs(rows)
     pairs["group"] = pairs["question"]
-    result = split_pairs(pairs, seed=3)
-    assert sum(result.num_rows.values()) == 15 and capsys.readouterr().out == ""
-    report = leakage_report(result).query("split == 'test'").set_index("check")["in_train"]
-    assert report.iloc[-2] >= 20 and report.iloc[-1] == 0
+    assert sum(split_pairs(pairs, seed=3).num_rows.values()) == 15
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "leaks"),
+    [
+        ("Bjrnstad syndrome", "Bjornstad syndrome", True),  # MedQuAD lost some letters
+        ("branchio-oculo-facial syndrome", "Branchiooculofacial syndrome", True),
+        ("Gaucher", "Gauches", False),  # too short
+        ("cystinuria", "homocystinuria", False),
+    ],
+)
+def test_split_pairs_leaves_a_disease_out_of_the_test_that_train_spells_otherwise(name, other, leaks):
+    pairs = make_pairs([{}] * 40)
+    pairs["group"] = pairs["question"]
+    before = split_pairs(pairs)
+    areas = dict.fromkeys(before["train"]["question"], other) | {(asked := before["test"]["question"][0]): name}
+    pairs["focus_area"] = pairs["question"].map(areas).fillna("")
+    assert (asked not in split_pairs(pairs)["test"]["question"]) == leaks
 
 
 def test_split_pairs_by_official_holds_the_official_rows_and_their_relatives_out():
