@@ -18,7 +18,6 @@ LONG_ANSWER_WORDS = 300  # about what 512 tokens hold beside the question
 LETTERS = "ABCDEFGHIJ"
 PLACEHOLDERS = {"", "no rationale", "no rationale provided", "no answer", "no explanation", "none", "null",
                 "nan", "na", "n a", "nil", "not available", "not applicable"}
-NO_OPTION = ("", "n/a")  # the Hub's file fills up short lists with it
 _LETTER = re.compile(r"[^\W_]")
 _OTHER_OPTIONS = re.compile(r"(?:both |only )?[A-E](?:, ?[A-E])*,? ?(?:and|&|or) ?[A-E](?: only| above)?\.?",
                             re.IGNORECASE)
@@ -77,7 +76,7 @@ def read_options(row: Row) -> Row | None:
     parsed = parse_cell(row.options)
     cells = parsed.items() if isinstance(parsed, dict) else ()
     filled = {name: text_cell(cell) for name, cell in cells
-              if text_cell(cell).strip().lower() not in NO_OPTION}
+              if text_cell(cell).strip().lower() not in ("", "n/a")}  # the Hub's file fills up with it
     keys = {key.strip() for key in row.correct.split(",")}
     if not keys <= filled.keys() or not 2 <= len(filled) <= len(LETTERS):
         return None
@@ -173,12 +172,10 @@ def drop(has_fault: Callable[[Row], Any]) -> RowStep:
 
 def drop_exact_pairs(rows: list[Row]) -> list[Row]:
     """Of pairs with the same words in question and answer keep one."""
-
-    def key(row: Row) -> tuple:
-        return text_key(row.question), text_key(row.answer)
-
-    last = {key(row): row for row in sorted(rows, key=lambda row: (row.question, row.answer, row.focus_area))}
-    return [row for row in rows if row is last[key(row)]]
+    ordered = sorted(rows, key=lambda row: (row.question, row.answer, row.focus_area))
+    last = {(text_key(row.question), text_key(row.answer)): id(row) for row in ordered}
+    kept = {*last.values()}
+    return [row for row in rows if id(row) in kept]
 
 
 def keep_one_answer(rows: list[Row]) -> list[Row]:
@@ -229,10 +226,7 @@ ROW_STEPS = (
                                          and answers_another(row.question, row.answer))),
     ("not medical", drop(lambda row: row.source == "afrimedqa" and _NOT_MEDICAL.search(row.question))),
 )
-SET_STEPS = (
-    ("exact pairs", drop_exact_pairs),
-    ("one answer per question", keep_one_answer),
-)
+SET_STEPS = (("exact pairs", drop_exact_pairs), ("one answer per question", keep_one_answer))
 
 
 def clean_rows(rows: list[Row], only: set[str] | None = None) -> tuple[list[Row], list[dict]]:
@@ -243,9 +237,7 @@ def clean_rows(rows: list[Row], only: set[str] | None = None) -> tuple[list[Row]
     """
     rows = [Row(*map(text_cell, row)) for row in rows]
     funnel = [{"step": "raw rows", "rows": len(rows), "removed": 0, "changed": 0}]
-    for name, step in ROW_STEPS + SET_STEPS:
-        if only is not None and name not in only:
-            continue
+    for name, step in (each for each in ROW_STEPS + SET_STEPS if only is None or each[0] in only):
         if (name, step) in SET_STEPS:
             left = step(rows)
             changed = len({*left} - {*rows})

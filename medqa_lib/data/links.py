@@ -16,7 +16,6 @@ MIN_LINK_WORDS = 8  # shorter texts ("All of the above", "Which is true?") may r
 PARAGRAPH_RUNS = 100  # as many shared runs of 8 words link two answers of any length
 TEMPLATE_DISEASES = 20
 MIN_NAME = 8  # letters: shorter names that differ in one are often two diseases
-NAME_COSINE = 0.75  # of runs of three letters
 _VAGUE = {"syndrome", "disease", "disorder", "type", "the", "of", "and"}  # in the singular
 
 
@@ -64,9 +63,8 @@ class Runs:
 
     def __init__(self, pairs: pd.DataFrame, n: int):
         keys = pairs["answer"].map(text_key)
-        words = [key.split() for key in keys]
-        self.n, self.row = n, np.repeat(np.arange(len(words)), [len(row) for row in words])
-        run = pd.factorize(np.array([word for row in words for word in row], dtype=object))[0]
+        words = keys.reset_index(drop=True).str.split().explode().dropna()
+        self.n, self.row, run = n, words.index.to_numpy(), pd.factorize(words)[0]
         width = 1
         while width < n:  # number runs of two words, then of four, ...: exact, as a hash would not be
             step = min(width, n - width)
@@ -135,4 +133,4 @@ def similar_names(pairs: pd.DataFrame) -> np.ndarray:
     """(2, P) places of MedQuAD's diseases, the first row of each, whose names are spelled nearly alike."""
     names = pairs["focus_area"].reset_index(drop=True)[(pairs["source"] == "medquad").to_numpy()]
     names = names.map(disease_key).drop_duplicates()
-    return near_equal(names, NAME_COSINE, analyzer="char_wb", ngram_range=(3, 3))
+    return near_equal(names, 0.75, analyzer="char_wb", ngram_range=(3, 3))

@@ -22,7 +22,6 @@ SPLITS = ("train", "validation", "test")
 HELD_OUT_SHARE = 0.095  # each of validation and test: a tenth of what `drop_leaked` leaves
 LEAK_WORDS = 13  # so long a run that is verbatim in train counts as leaked
 MAX_COPIED = 17  # a row that shares as many words in such runs with the other side is left out
-INHERITED = "inherited"  # "Is X inherited?": few paragraphs answer it; train needs each at its base rate
 
 
 def to_json(*cells: str) -> bytes:
@@ -65,8 +64,7 @@ def make_pairs(rows: list[Row], funnel: list[dict]) -> pd.DataFrame:
 # --- the split ----------------------------------------------------------------------------------------------
 
 
-def assign_splits(groups: list[str], sources: list[str], seed: int,
-                  official: Sequence[str]) -> list[str]:
+def assign_splits(groups: list[str], sources: list[str], seed: int, official: Sequence[str]) -> list[str]:
     """The split of each row: per source, groups in an order that the seed decides fill test, then validation.
 
     A group that no longer fits goes to the next; so each held-out split ends within a few rows of its share.
@@ -121,7 +119,7 @@ def drop_leaked(pairs: pd.DataFrame) -> pd.DataFrame:
     "dominant" too rarely. Then test rows leave that still share as much with train, or whose disease is there
     in another spelling. Validation keeps all.
     """
-    stays = pairs["question"].str.contains(INHERITED).to_numpy()
+    stays = pairs["question"].str.contains("inherited").to_numpy()  # few paragraphs answer it
     in_train, in_test = ((pairs["split"] == name).to_numpy() for name in ("train", "test"))
     held_out, left, runs = ~in_train, in_train.copy(), Runs(pairs, LEAK_WORDS)
     while (is_copy := (runs.count_copied(left, held_out, templates=False) >= MAX_COPIED) & ~stays).any():
@@ -151,17 +149,17 @@ def hash_splits(splits: DatasetDict) -> dict[str, str]:
 # --- what has leaked ----------------------------------------------------------------------------------------
 
 
-def join_splits(splits: DatasetDict) -> pd.DataFrame:
-    """All rows, with their split."""
-    return pd.concat([splits[name].to_pandas().assign(split=name) for name in SPLITS], ignore_index=True)
+def join_splits(splits: DatasetDict) -> tuple[pd.DataFrame, Runs, np.ndarray]:
+    """All N rows with their split, the runs of 13 words in their answers, and (N,) words of each answer."""
+    frame = pd.concat([splits[name].to_pandas().assign(split=name) for name in SPLITS], ignore_index=True)
+    runs = Runs(frame, LEAK_WORDS)
+    return frame, runs, np.bincount(runs.row, minlength=len(frame))
 
 
 def train_overlap(splits: DatasetDict) -> np.ndarray:
     """(test rows,) the share of an answer's words that stands in 13 words in a row of a training answer."""
-    frame = join_splits(splits)
+    frame, runs, words = join_splits(splits)
     in_test, in_train = ((frame["split"] == name).to_numpy() for name in ("test", "train"))
-    runs = Runs(frame, LEAK_WORDS)
-    words = np.bincount(runs.row, minlength=len(frame))
     return (runs.count_copied(in_test, in_train) / np.maximum(words, 1))[in_test]
 
 
@@ -170,14 +168,12 @@ def leakage_report(splits: DatasetDict) -> pd.DataFrame:
 
     Returns:
         per held-out split and check a row: split, check, rows (that the check applies to; the checks of words
-        count words), in_train, percent. A template is a text under 20 diseases or more.
+        count words), in_train, percent.
     """
-    frame = join_splits(splits)
+    frame, runs, words = join_splits(splits)
     in_train = (frame["split"] == "train").to_numpy()
     found = {check: (key != "", (key != "") & key.isin(set(key[in_train])))
              for check, key in link_keys(frame).items()}
-    runs = Runs(frame, LEAK_WORDS)
-    words = np.bincount(runs.row, minlength=len(frame))
     found["words of the answer in a run of 13"] = (words, runs.count_copied(~in_train, in_train))
     report = []
     for name in ("test", "validation"):

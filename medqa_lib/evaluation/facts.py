@@ -46,8 +46,7 @@ def find_genes(text: str) -> set[str]:
 
 def find_numbers(text: str) -> set[float]:
     """Numbers in digits, "2 million" as one; 1 is none ("1 in 5,000")."""
-    numbers = {float(digits.replace(",", "")) * _SCALES[scale] for digits, scale in _NUMBER.findall(text)}
-    return numbers - {1.0}
+    return {float(digits.replace(",", "")) * _SCALES[scale] for digits, scale in _NUMBER.findall(text)} - {1}
 
 
 # Kind of fact -> (how its questions are asked, what finds it).

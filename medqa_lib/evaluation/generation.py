@@ -22,8 +22,7 @@ from medqa_lib.evaluation.results import VERSIONS
 from medqa_lib.model import context_length
 from medqa_lib.prompts import encode_prompt
 
-MAX_ROWS = {"cpu": 32, "cuda": 256}
-MAX_ROWS_FAST = 512
+MAX_ROWS = {"cpu": 32, "cuda": 256, "fast": 512}
 # Not cuDNN, which torch prefers on an H100: it plans 30 ms per length, and each token is a new length.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -143,7 +142,7 @@ def _choose_decoder(model, ends: list[int]):
         from medqa_lib.fast.decode import FastDecoder, is_supported
 
         if len(ends) == 1 and is_supported(model):
-            return FastDecoder(model, *ends), MAX_ROWS_FAST
+            return FastDecoder(model, *ends), MAX_ROWS["fast"]
     except ModuleNotFoundError:  # the folder was deleted: generate() answers
         pass
     return partial(decode_plain, model, ends), MAX_ROWS[model.device.type]

@@ -11,8 +11,6 @@ from filelock import FileLock, Timeout
 
 from medqa_lib.config import Profile, scratch_dir
 
-DYING_S = 2  # a process that was just killed may hold its lock so long
-
 
 @contextmanager
 def lock_run(name: str, profile: Profile, home: Path) -> Iterator[None]:
@@ -25,7 +23,7 @@ def lock_run(name: str, profile: Profile, home: Path) -> Iterator[None]:
     lock = FileLock(path)
     if os.environ.get("RANK", "0") == "0":  # of several processes the first holds it for all
         try:
-            lock.acquire(timeout=DYING_S)
+            lock.acquire(timeout=2)  # seconds: a process that was just killed may hold it so long
         except Timeout:
             print(f"Another process works on {name} in {home}. Waiting for it to end ...", flush=True)
             lock.acquire()

@@ -40,7 +40,7 @@ def plot_changes(comparison: pd.DataFrame, reported: dict[str, dict[str, float]]
         reported: run -> metric -> change in percent of somebody else's runs, drawn as crosses.
     """
     shown = comparison[comparison["metric"].isin(SHARED_METRICS)]
-    figure, panels = _plot_forests(shown, "run", "metric", "percent", sharex=True)
+    figure, panels = _plot_forests(shown, "run", "metric", "percent")
     rows = list(shown["metric"].unique())
     for run, panel in panels.items():
         theirs = {name: change for name, change in (reported or {}).get(run, {}).items() if name in rows}
@@ -79,13 +79,11 @@ def plot_slices(slices: pd.DataFrame, run: str, base: str = "base") -> Figure:
     metric = next(iter(panels))
     gains = slices[slices["metric"] == metric].sort_values("delta").itertuples()
     ends = [f"{row.delta:+.3f} ({label(row.slice)})" for row in gains]
-    caption = f"Free questions only. {describe_marks(slices)}"
     title = f"{label(run)} against {label(base)}, {label(metric)}: {ends[0]} to {ends[-1]}"
-    return finish(figure, caption, title)
+    return finish(figure, f"Free questions only. {describe_marks(slices)}", title)
 
 
-def _plot_forests(table: pd.DataFrame, panels_by: str, rows_by: str, kind: str, sharex: bool = False,
-                  unit: str = "Change (%)"):
+def _plot_forests(table: pd.DataFrame, panels_by: str, rows_by: str, kind: str, unit: str = "Change (%)"):
     """Relative changes ("percent") or differences ("ci") with intervals, a panel per value of `panels_by`.
 
     Returns:
@@ -93,8 +91,8 @@ def _plot_forests(table: pd.DataFrame, panels_by: str, rows_by: str, kind: str, 
     """
     column, number = {"percent": ("percent_change", "{:+.0f}%"), "ci": ("delta", "{:+.3f}")}[kind]
     names, rows = table[panels_by].unique(), list(table[rows_by].unique())
-    figure, axes = plt.subplots(1, len(names), figsize=(9.5, 1.7 + 0.42 * len(rows)), sharex=sharex,
-                                sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(9.5, 1.7 + 0.42 * len(rows)), sharey=True,
+                                sharex=panels_by == "run", squeeze=False)
     for name, panel in zip(names, axes[0], strict=True):
         color = color_run(name) if panels_by == "run" else BLUE
         panel.axvline(0, color="black", linewidth=1)
@@ -144,10 +142,9 @@ def plot_losses(losses: pd.DataFrame) -> Figure:
 
 def _label_ends(panel, ends: pd.DataFrame) -> None:
     """Write each run's name at the end of its line, the lowest first; names that would touch move up."""
-    bottom, top = panel.get_ylim()
     height = -np.inf
     for run, end in ends.iterrows():
-        height = max(end["loss"], height + 0.06 * (top - bottom))
+        height = max(end["loss"], height + 0.06 * np.ptp(panel.get_ylim()))
         panel.annotate(f" {label(run)}", (end["step"], height), va="bottom" if run == "base" else "center",
                        fontsize=9, color=color_run(run), bbox={"fc": "white", "ec": "none", "pad": 0.3})
 

@@ -58,6 +58,11 @@ def run_folder(name: str, profile: Profile, home: Path | None = None) -> Path:
     return (home or home_dir()) / "results" / profile.model_slug / name
 
 
+def is_quantised(name: str) -> bool:
+    """Whether the base model of the run of this name is in NF4; else it is in the compute dtype."""
+    return "not_quantised" not in name
+
+
 def describe_environment() -> dict:
     """Date, GPU and versions: what a figure must be labelled with."""
     import torch
@@ -70,9 +75,8 @@ def describe_environment() -> dict:
 def run_identity(experiment: Experiment | None, profile: Profile, data_hashes: dict) -> dict:
     """What must be equal for a checkpoint or a result to be used again, as JSON values."""
     recipe = dataclasses.asdict(experiment) if experiment else {}
-    recipe = {name: value for name, value in recipe.items() if name not in EXPLANATIONS}
-    if not recipe.get("passages"):  # results from before there were any stay valid
-        recipe.pop("passages", None)
+    recipe = {name: value for name, value in recipe.items()  # results from before passages stay valid
+              if name not in EXPLANATIONS and (value or name != "passages")}
     evaluation = {name: getattr(profile, name)
                   for name in ("max_new_tokens", "test_questions", "validation_pairs", "bertscore_encoder")}
     folder = Path(profile.model)
@@ -201,9 +205,8 @@ def gather_runs(profile: Profile, needed: Sequence[str] = ("base",),
     untuned model was evaluated as yours: the same model, data and questions.
     """
     own = load_runs(run_folder("", profile, home))
-    folders = [folder.parent for folder in sorted(PUBLISHED.glob("*/base"))]
-    folders.sort(key=lambda folder: folder.name != profile.model_slug)  # this model's first
-    published = load_runs(folders[0]) if folders else {}
+    bases = sorted(PUBLISHED.glob("*/base"), key=lambda base: (base.parent.name != profile.model_slug, base))
+    published = load_runs(bases[0].parent) if bases else {}  # this model's if there are some
     if published and not (set(needed) <= own.keys() and len(own) > 1):
         return published, []
     if published and published["base"].config["identity"] == own["base"].config["identity"]:

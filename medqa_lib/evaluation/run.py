@@ -56,11 +56,6 @@ class RunContext:
     passages: str = ""  # before each question: "nearest" or "random"; "none" only checks against them
 
     @property
-    def quantized(self) -> bool:
-        """Whether the base is in NF4, as a tuned model's is."""
-        return not self.name.endswith("not_quantised")
-
-    @property
     def folder(self) -> Path:
         return results.run_folder(self.name, self.profile, self.home)
 
@@ -187,7 +182,7 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test,
                index: retrieval.Index | None) -> tuple[dict, list, pd.DataFrame]:
     """All that needs the model: (numbers, answers to the test and the sample questions, option scores)."""
     profile, tokenizer, questions = context.profile, load_tokenizer(context.profile), list(test["question"])
-    base = load_base_model(profile, context.quantized)
+    base = load_base_model(profile, results.is_quantised(context.name))
     check_model(base, tokenizer)
     model = load_merged(adapter_dir, profile, base)
     validation, asked = context.splits["validation"], [*questions, *OWN_QUESTIONS]
@@ -216,9 +211,8 @@ def score_test(context: RunContext, test, answers) -> pd.DataFrame:
     of the answer's do.
     """
     rows, texts = test.to_pandas(), [answer.text for answer in answers]
-    further = rows["references"] if "references" in rows else [""] * len(rows)
-    references = [[text, *json.loads(more or "[]")]
-                  for text, more in zip(rows["answer"], further, strict=True)]
+    references = [[text, *json.loads(more or "[]")] for text, more
+                  in zip(rows["answer"], rows.get("references", [""] * len(rows)), strict=True)]
     scores = metrics.score_answers(texts, references, list(rows["question"]),
                                    context.profile.bertscore_encoder, [answer.stopped for answer in answers])
     has_options = rows["question"].str.contains("\nA. ", regex=False)

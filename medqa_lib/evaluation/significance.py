@@ -16,7 +16,7 @@ ALPHA = 0.05
 DIRECTIONS = {"validation_loss": -1} | {name: direction for name, (_, direction) in METRICS.items()}
 # Of two names for one question the second is tested.
 SAME = dict.fromkeys(("words", "bleu_brevity_penalty"), "length_ratio")
-PERCENT = ("bleu", "sentence_bleu", "chrf")  # 0 to 100
+PERCENT = dict.fromkeys(("bleu", "sentence_bleu", "chrf"), 100)  # their largest value
 FEWEST_GROUPS = 5  # effective ones; with fewer 16% to 49% of 150 simulated null differences left 0 out
 CHUNK = 500  # resamples at a time: 500 x 1,800 groups take 7 MB
 LENGTHS = {"up to 50 words": (-1, 50), "51 to 150 words": (50, 150), "over 150 words": (150, np.inf)}
@@ -60,11 +60,10 @@ def compare_pairs(runs: dict[str, Scores], pairs: Sequence[tuple[str, str]],
     n_resamples = max(n_resamples, round(10 * len(tests) / ALPHA))  # so that p_holm can fall to ALPHA / 5
     values = _resample(aligned, list(needed), codes, n_resamples, seed)
     sizes = {metric: np.bincount(codes, count_rows(metric, base)) for _, _, metric in tests}
-    scale = dict.fromkeys(PERCENT, 100)
     return _correct_holm(pd.DataFrame([
         {"pair": f"{first} -> {second}", "metric": metric,
          **_judge(*_join_seeds(*([values[(name, place), metric] for place in range(len(seeds[name]))]
-                                 for name in (first, second))), sizes[metric], scale.get(metric, 1)),
+                                 for name in (first, second))), sizes[metric], PERCENT.get(metric, 1)),
          "n": int(sizes[metric].sum()), "groups": np.count_nonzero(sizes[metric]),
          "seeds": f"{len(seeds[first])} and {len(seeds[second])}"} for first, second, metric in tests]))
 
@@ -78,8 +77,7 @@ def compare_runs(base_scores: Scores, tuned_scores: Scores, metrics: Sequence[st
 def compare_many(base_scores: Scores, runs: dict[str, Scores],
                  metrics: Sequence[str] | None = None, n_resamples: int = 50_000, seed: int = 42):
     """`compare_pairs` of several runs against one, with a column `run` instead of `pair`."""
-    pairs = [("", name) for name in runs]
-    table = compare_pairs({"": base_scores, **runs}, pairs, metrics, n_resamples, seed)
+    table = compare_pairs({"": base_scores, **runs}, [("", run) for run in runs], metrics, n_resamples, seed)
     table["pair"] = table["pair"].str.removeprefix(" -> ")
     return table.rename(columns={"pair": "run"})
 
@@ -211,7 +209,7 @@ def _judge(base: np.ndarray, tuned: np.ndarray, sizes: np.ndarray, scale: float)
             score = min(score, -abs(delta[0]) / max(delta[1:].std(), 1e-12))
         p = np.clip(2 * t.cdf(score / expansion, groups - 1), 2 / len(delta), 1)
     found = {"base": base[0], "tuned": tuned[0], "delta": delta[0], "percent_change": percent[0]}
-    return found | dict(zip(names, ends, strict=True)) | {"p": p}
+    return found | dict(zip(names, ends, strict=True)) | {"p": p, "p_holm": None, "family": 0, "verdict": ""}
 
 
 def _correct_holm(table: pd.DataFrame) -> pd.DataFrame:
@@ -221,5 +219,4 @@ def _correct_holm(table: pd.DataFrame) -> pd.DataFrame:
     up, down = zip(*(words[DIRECTIONS[name]] for name in table["metric"]), strict=True)
     verdicts = np.where(table["delta"] > 0, up, down)
     table["verdict"] = np.where(table["p_holm"] < ALPHA, verdicts, "no difference")
-    ends = [name for name in ("p", "p_holm", "family", "verdict", "n", "groups", "seeds") if name in table]
-    return table[[*table.columns.difference(ends, sort=False), *ends]]
+    return table

@@ -18,6 +18,7 @@ LABELS = {name: label for name, (label, _) in METRICS.items()} | POLICY_LABELS |
     "baseline_chat_template_not_quantised": "untuned, chat template, not quantised",
     "baseline_chat_template": "untuned, chat template", "baseline_nearest_answer": "nearest training answer",
     "baseline_few_shot": "untuned, three examples", "baseline_one_shot": "untuned, nearest example",
+    "baseline_few_shot_not_quantised": "untuned, three examples, not quantised",
     "baseline_shuffled_reference": "another disease's reference", "baseline_random_option": "random option",
     "exp_004_one_shot": "exp_004, nearest example", "exp_005_one_shot": "exp_005, nearest example",
     "exp_005_asked_nearest": "exp_005, passages when asked", "exp_006_asked_none": "exp_006, asked without",

@@ -15,7 +15,7 @@ from medqa_lib.config import Experiment, Profile, current_profile, get_experimen
 from medqa_lib.data.prepare import prepare_splits
 from medqa_lib.evaluation import retrieval
 from medqa_lib.evaluation.lock import lock_run
-from medqa_lib.evaluation.results import RunResult, find_finished, load_run, run_identity
+from medqa_lib.evaluation.results import RunResult, find_finished, is_quantised, load_run, run_identity
 from medqa_lib.evaluation.run import (
     RunContext,
     encode_validation,
@@ -103,9 +103,10 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     Returns:
         (loss history, numbers for metrics.json)
     """
-    tokenizer, model = load_tokenizer(profile), load_base_model(profile)
+    tokenizer, quantised = load_tokenizer(profile), is_quantised(experiment.name)
+    model = load_base_model(profile, quantised)
     if not torch.cuda.is_available():  # once, not at every use: the same numbers, a fifth less time per step
-        model = model.dequantize(dtype=torch.float32)
+        model = model.dequantize(dtype=torch.float32) if quantised else model.float()
     check_model(model, tokenizer)
     context = context_length(model)
     if experiment.passages:
