@@ -23,7 +23,8 @@ LABELS = {name: label for name, (label, _) in METRICS.items()} | POLICY_LABELS |
     "exp_004_one_shot": "exp_004, nearest example", "exp_005_one_shot": "exp_005, nearest example",
     "exp_005_asked_nearest": "exp_005, passages when asked", "exp_006_asked_none": "exp_006, asked without",
     "exp_006_asked_random": "exp_006, random when asked", "exp_005_asked_none": "exp_005",
-    "exp_006_random_passages": "exp_006, random in both", "medquad": "MedQuAD", "afrimedqa": "AfriMed-QA",
+    "exp_006_random_passages": "exp_006, random in both", "exp_004_not_quantised": "exp_004, not quantised",
+    "exp_005_not_quantised": "exp_005, not quantised", "medquad": "MedQuAD", "afrimedqa": "AfriMed-QA",
     "medqa": "MedQA"}
 EXPECTED = {"aligned": "better", "preshifted": "worse"}
 SUMMARY = ("validation_loss", "perplexity", "rouge2", "rougeL", "bleu", "token_f1", "bertscore_f1")
