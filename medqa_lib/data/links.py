@@ -63,8 +63,9 @@ class Runs:
 
     def __init__(self, pairs: pd.DataFrame, n: int):
         keys = pairs["answer"].map(text_key)
-        words = keys.reset_index(drop=True).str.split().explode().dropna()
-        self.n, self.row, run = n, words.index.to_numpy(), pd.factorize(words)[0]
+        words = [key.split() for key in keys]
+        self.n, self.row = n, np.repeat(np.arange(len(words)), [len(row) for row in words])
+        run = pd.factorize(np.array([word for row in words for word in row], dtype=object))[0]
         width = 1
         while width < n:  # number runs of two words, then of four, ...: exact, as a hash would not be
             step = min(width, n - width)
