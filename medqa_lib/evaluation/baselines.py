@@ -26,9 +26,9 @@ from medqa_lib.reasons import user_errors
 
 BASELINES = {
     "baseline_chat_template": "the untuned model, asked in the chat template that it was released with",
-    "baseline_chat_template_not_quantised": "the same, without NF4",
+    "baseline_chat_template_not_quantised": "the untuned model without NF4, asked in its chat template",
     "baseline_few_shot": "the untuned model, asked after three training questions with their answers",
-    "baseline_few_shot_not_quantised": "the same, without NF4",
+    "baseline_few_shot_not_quantised": "the untuned model without NF4, asked after the same three questions",
     "baseline_one_shot": "the untuned model, asked after the nearest training question with its answer",
     "baseline_untuned_cut": "the untuned model's answers, cut to the length of the reference",
     "baseline_nearest_answer": "no model: the answer of the most similar training question (TF-IDF)",
