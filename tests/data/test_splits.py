@@ -215,20 +215,35 @@ def test_split_pairs_leaves_training_rows_out_that_copy_held_out_ones(capsys):
 def test_split_pairs_keeps_what_is_inherited_in_train_and_leaves_it_out_of_the_test(capsys):
     copied = " ".join(WORDS[:20])
     rows = [{"question": f"Is disease {i} inherited?", "answer": f"{copied} {'x' * i}"} for i in range(15)]
-    pairs = make_pairs(rows + [{}] * 15)
+    pairs = make_pairs(rows + [{}] * 85)
     pairs["group"] = pairs["question"]
-    by_row, result = split_pairs(pairs, seed=3, by="random"), split_pairs(pairs, seed=3)
+    by_row, result = split_pairs(pairs, seed=0, by="random"), split_pairs(pairs, seed=0)
     told = [sum("inherited" in question for question in result[name]["question"]) for name in SPLITS]
     assert told[0] >= 10 and told[1] >= 1 and told[2] == 0 and result.num_rows["test"] >= 1
-    assert sum(result.num_rows.values()) < 30 == sum(by_row.num_rows.values())
+    assert sum(result.num_rows.values()) < 100 == sum(by_row.num_rows.values())
     assert "test" in capsys.readouterr().out
 
 
-def test_split_pairs_keeps_a_test_whose_rows_all_share_text_with_train():
+def test_split_pairs_keeps_a_test_whose_rows_mostly_share_text_with_train_and_says_so(capsys):
     rows = [{"question": f"Is disease {i} inherited?", "answer": " ".join(WORDS[:20])} for i in range(15)]
     pairs = make_pairs(rows)
     pairs["group"] = pairs["question"]
-    assert sum(split_pairs(pairs, seed=3).num_rows.values()) == 15
+    result = split_pairs(pairs, seed=3)
+    assert sum(result.num_rows.values()) == 15
+    assert f"{result.num_rows['test']} of {result.num_rows['test']} test rows" in capsys.readouterr().out
+
+
+def test_split_pairs_compares_spellings_of_diseases_alone(capsys):
+    pairs = make_pairs([{"focus_area": f"record {i}", "source": "own"} for i in range(100, 400)])
+    pairs["group"] = pairs["focus_area"]
+    assert sum(split_pairs(pairs).num_rows.values()) == 300 and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("sizes", [[368, 16, 16], [500, 10, 10]])
+def test_split_pairs_says_that_one_group_leaves_nothing_to_train_on(sizes):
+    rows = [{"group": f"g{i}"} for i, size in enumerate(sizes) for _ in range(size)]
+    with pytest.raises(ValueError, match=f"has {max(sizes)} of {sum(sizes)}.*train"):
+        split_pairs(make_pairs(rows))
 
 
 @pytest.mark.parametrize(
