@@ -133,8 +133,6 @@ _ANSWER_LABEL = re.compile(r"^(?:correct )?answer\s*(?::|\(detailed solution bel
 _OPTION_LABEL = re.compile(r"^(?:option\s*(?:[A-E]|\d)\s*(?:is (?:the )?correct(?: answer)?\s*)?|[A-E]\)?)"
                            r"(?:[:.]\s*|\s*(?=Explanation|Rationale)|$)", re.IGNORECASE)
 _REASON_LABEL = re.compile(r"^(?:explanation|rationale(?:/reasoning)?|reason)\s*:\s*", re.IGNORECASE)
-
-
 SPECIES = re.compile(r"[A-J]\.\s?(?:albicans|anthracis|auris|baumannii|botulinum|burgdorferi|cereus|coli"
                      r"|difficile|diphtheriae|duodenale|faecalis|faecium|fragilis|fumigatus|histolytica"
                      r"|influenzae|jejuni|lamblia|pertussis|perfringens|pylori|tetani|trachomatis)\b")
@@ -162,7 +160,6 @@ _CREDIT = re.compile(
 _PAGE_MARK = re.compile(r" More on: Resources for Health Professionals: (?:Antiparasitic )?[A-Z][a-z]+\b"
                         r"|(\.)(?<=[A-Za-z%)]{2}\.)\d{1,2}(?=\s+[A-Z-]|$)"  # "in girls.2 Most of"
                         r"|(?: \[|\[)\d{1,4}\]")
-_CREDIT_CHARACTERS = 130  # longest credit; the search looks at the end of the answer only
 _PLAYER_HELP = re.compile(r"\(Watch the video[^()]*(?:\([^()]*\)[^()]*)*\)|\bTop of page\b")
 
 
@@ -173,7 +170,7 @@ def strip_page_parts(answer: str) -> str:
     answer = _PAGE_MARK.sub(r"\1", answer)
     while (shorter := _LEAD_IN.sub("", answer, count=1)) != answer:
         answer = shorter
-    while credit := _CREDIT.search(answer, max(0, len(answer) - _CREDIT_CHARACTERS)):
+    while credit := _CREDIT.search(answer, max(0, len(answer) - 130)):  # the longest credit
         answer = answer[:credit.start()].rstrip()
     return answer
 

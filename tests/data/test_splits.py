@@ -148,12 +148,12 @@ def test_leakage_report_counts_held_out_rows_and_words_that_train_has():
     copied = " ".join(WORDS[:20])
     rows = [
         {"question": "What is gout?", "focus_area": "gout"},
-        {"answer": copied},
+        {"answer": copied, "focus_area": "Bjornstad syndrome"},
         {"answer": " ".join(WORDS[30:38])},  # train
         {"question": "What is GOUT ?", "focus_area": "Gout disease"},
         {"answer": f"a b c {copied.upper()} d e"},  # 20 of 25 words are in train
         {"answer": "Yes."},
-        {"focus_area": "flu", "answer": " ".join(WORDS[1:13])},  # test; 12 words in a row do not count
+        {"focus_area": "Bjrnstad syndrome", "answer": " ".join(WORDS[1:13])},  # test; 12 words in a row do not count
         {"answer": " ".join(WORDS[30:38])},  # validation
     ]
     made = split_by_hand(rows, train=3, test=4)
@@ -164,10 +164,12 @@ def test_leakage_report_counts_held_out_rows_and_words_that_train_has():
         ("test", "same question"): (4, 1),
         ("test", "same answer"): (3, 0),
         ("test", "same disease"): (2, 1),
+        ("test", "disease spelled nearly alike"): (2, 1),
         ("test", words): (12 + 25 + 1 + 12, 20),
         ("validation", "same question"): (1, 0),
         ("validation", "same answer"): (1, 1),
         ("validation", "same disease"): (0, 0),
+        ("validation", "disease spelled nearly alike"): (0, 0),
         ("validation", words): (8, 0),
     }
     assert report.set_index(["split", "check"]).loc[("test", "same question"), "percent"] == 25.0
