@@ -86,7 +86,7 @@ def _experiments() -> dict[str, Experiment]:
                     truncation=truncation) for truncation in ("cut", "drop")]
     runs += [change(run, f"{run.name}_random", f"Does a random split that leaks inflate {run.name}?",
                     split="random") for run in (third, fourth)]
-    runs += [change(run, f"{run.name}_not_quantised", f"What does NF4 cost {run.name}?")
+    runs += [change(run, f"{run.name}_without_nf4", f"What does NF4 cost {run.name}?")
              for run in (fourth, fifth)]
     runs += [change(run, f"{run.name}_official", f"What does {run.name} give on an unseen exam?",
                     split="official") for run in (fourth, fifth)]

@@ -23,9 +23,9 @@ COLUMNS = {
     "facts right": ("fact_accuracy", 3),
     "exam": ("exam", 3),
 }
-CHAT = "baseline_chat_template_not_quantised"
+CHAT = "baseline_chat_template_without_nf4"
 COPY, OTHER = "baseline_nearest_answer", "baseline_shuffled_reference"
-ROWS = ("base", CHAT, "exp_003", "exp_004", "exp_005", "exp_005_not_quantised", COPY, OTHER)
+ROWS = ("base", CHAT, "exp_003", "exp_004", "exp_005", "exp_005_without_nf4", COPY, OTHER)
 EXAMINED = {"base": "base", "exp_004": "exp_004_official", "exp_005": "exp_005_official"}
 
 
@@ -111,8 +111,8 @@ def free_scores(run):
 @pytest.mark.parametrize(
     ("first", "second", "sign", "said"),
     [
-        ("base_not_quantised", "base", -1, r"NF4 takes (\d+)% \[(\d+), (\d+)\] of the untuned"),
-        (CHAT, "exp_005_not_quantised", 1, r"both sides exp_005 has (\d+)% \[(\d+), (\d+)\]"),
+        ("base_without_nf4", "base", -1, r"it takes (\d+)% \[(\d+), (\d+)\] of the untuned"),
+        (CHAT, "exp_005_without_nf4", 1, r"both sides exp_005 has (\d+)% \[(\d+), (\d+)\]"),
         (CHAT, "exp_004", 1, r"3% less, and (\d+)%\s+\[(\d+), (\d+)\] more ROUGE-2"),
         (CHAT, "exp_005", 1, r"exp_005 has\s+(\d+)% \[(\d+), (\d+)\] more, on AfriMed"),
     ],

@@ -26,9 +26,9 @@ from medqa_lib.reasons import user_errors
 
 BASELINES = {
     "baseline_chat_template": "the untuned model, asked in the chat template that it was released with",
-    "baseline_chat_template_not_quantised": "the untuned model without NF4, asked in its chat template",
+    "baseline_chat_template_without_nf4": "the untuned model without NF4, asked in its chat template",
     "baseline_few_shot": "the untuned model, asked after three training questions with their answers",
-    "baseline_few_shot_not_quantised": "the untuned model without NF4, asked after the same three questions",
+    "baseline_few_shot_without_nf4": "the untuned model without NF4, asked after the same three questions",
     "baseline_one_shot": "the untuned model, asked after the nearest training question with its answer",
     "baseline_untuned_cut": "the untuned model's answers, cut to the length of the reference",
     "baseline_nearest_answer": "no model: the answer of the most similar training question (TF-IDF)",
@@ -113,7 +113,7 @@ def _answer(context: evaluation.RunContext, test, adapter_dir: Path | None) -> l
         fixed = choose_shots(train) if context.name.startswith("baseline_few_shot") else None
         shots = [fixed or [row] for row in find_nearest(train["question"], questions)]
         prompts = [encode_shots(tokenizer, train, *each) for each in zip(shots, questions, strict=True)]
-    base = load_base_model(profile, evaluation.results.is_quantised(context.name))
+    base = load_base_model(profile, evaluation.results.has_nf4(context.name))
     answers = generate_records(load_merged(adapter_dir, profile, base), tokenizer, prompts,
                                profile.max_new_tokens, context.answers(adapter_dir))
     return list(map(end_at_marker, answers))

@@ -20,7 +20,7 @@ from medqa_lib.data.cleaning import LETTERS, Row, read_options
 from medqa_lib.data.sources import load_sources
 from medqa_lib.evaluation import retrieval
 from medqa_lib.evaluation.likelihood import score_options
-from medqa_lib.evaluation.results import is_quantised, run_folder
+from medqa_lib.evaluation.results import has_nf4, run_folder
 from medqa_lib.model import load_base_model, load_merged, load_tokenizer
 from medqa_lib.reasons import user_errors
 
@@ -99,7 +99,7 @@ def examine(name: str) -> pd.DataFrame:
     path = run_folder(name, profile) / "exam.csv"
     if not path.exists():
         adapter = None if name[:4] == "base" else home_dir() / "adapters" / profile.model_slug / name
-        model = load_merged(adapter, profile, load_base_model(profile, is_quantised(name)))
+        model = load_merged(adapter, profile, load_base_model(profile, has_nf4(name)))
         table = take_exam(model, load_tokenizer(profile), load_exams())
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(path, index=False, float_format="%.6g")

@@ -58,9 +58,9 @@ def run_folder(name: str, profile: Profile, home: Path | None = None) -> Path:
     return (home or home_dir()) / "results" / profile.model_slug / name
 
 
-def is_quantised(name: str) -> bool:
+def has_nf4(name: str) -> bool:
     """Whether the base model of the run of this name is in NF4; else it is in the compute dtype."""
-    return "not_quantised" not in name
+    return "without_nf4" not in name
 
 
 def describe_environment() -> dict:

@@ -109,7 +109,7 @@ def run_base(splits=None, profile: Profile | None = None, home: Path | None = No
              name: str = "base") -> RunResult:
     """Evaluate the untuned model; a finished evaluation of the same model, data and profile is read.
 
-    `base_not_quantised` is the model in the compute dtype, without NF4, in which all other runs have it.
+    `base_without_nf4` is the model in the compute dtype, without NF4, in which all other runs have it.
     """
     profile, home = profile or current_profile(), home or home_dir()
     splits = splits or prepare_splits(home=home)
@@ -182,7 +182,7 @@ def _ask_model(context: RunContext, adapter_dir: Path | None, test,
                index: retrieval.Index | None) -> tuple[dict, list, pd.DataFrame]:
     """All that needs the model: (numbers, answers to the test and the sample questions, option scores)."""
     profile, tokenizer, questions = context.profile, load_tokenizer(context.profile), list(test["question"])
-    base = load_base_model(profile, results.is_quantised(context.name))
+    base = load_base_model(profile, results.has_nf4(context.name))
     check_model(base, tokenizer)
     model = load_merged(adapter_dir, profile, base)
     validation, asked = context.splits["validation"], [*questions, *OWN_QUESTIONS]

@@ -13,18 +13,18 @@ POLICY_LABELS = {"aligned": "correct", "preshifted": "shifted twice", "full_sequ
 # What metrics, runs, label policies and sources are called in tables and figures.
 LABELS = {name: label for name, (label, _) in METRICS.items()} | POLICY_LABELS | {
     "validation_loss": "Validation loss (nats / token)", "perplexity": "Perplexity", "base": "untuned",
-    "base_not_quantised": "untuned, not quantised", "base_random": "untuned, random split",
+    "base_without_nf4": "untuned, without NF4", "base_random": "untuned, random split",
     "baseline_untuned_cut": "untuned, cut to length",
-    "baseline_chat_template_not_quantised": "untuned, chat template, not quantised",
+    "baseline_chat_template_without_nf4": "untuned, chat template, without NF4",
     "baseline_chat_template": "untuned, chat template", "baseline_nearest_answer": "nearest training answer",
     "baseline_few_shot": "untuned, three examples", "baseline_one_shot": "untuned, nearest example",
-    "baseline_few_shot_not_quantised": "untuned, three examples, not quantised",
+    "baseline_few_shot_without_nf4": "untuned, three examples, without NF4",
     "baseline_shuffled_reference": "another disease's reference", "baseline_random_option": "random option",
     "exp_004_one_shot": "exp_004, nearest example", "exp_005_one_shot": "exp_005, nearest example",
     "exp_005_asked_nearest": "exp_005, passages when asked", "exp_006_asked_none": "exp_006, asked without",
     "exp_006_asked_random": "exp_006, random when asked", "exp_005_asked_none": "exp_005",
-    "exp_006_random_passages": "exp_006, random in both", "exp_004_not_quantised": "exp_004, not quantised",
-    "exp_005_not_quantised": "exp_005, not quantised", "medquad": "MedQuAD", "afrimedqa": "AfriMed-QA",
+    "exp_006_random_passages": "exp_006, random in both", "exp_004_without_nf4": "exp_004, without NF4",
+    "exp_005_without_nf4": "exp_005, without NF4", "medquad": "MedQuAD", "afrimedqa": "AfriMed-QA",
     "medqa": "MedQA"}
 EXPECTED = {"aligned": "better", "preshifted": "worse"}
 SUMMARY = ("validation_loss", "perplexity", "rouge2", "rougeL", "bleu", "token_f1", "bertscore_f1")

@@ -15,7 +15,7 @@ from medqa_lib.config import Experiment, Profile, current_profile, get_experimen
 from medqa_lib.data.prepare import prepare_splits
 from medqa_lib.evaluation import retrieval
 from medqa_lib.evaluation.lock import lock_run
-from medqa_lib.evaluation.results import RunResult, find_finished, is_quantised, load_run, run_identity
+from medqa_lib.evaluation.results import RunResult, find_finished, has_nf4, load_run, run_identity
 from medqa_lib.evaluation.run import (
     RunContext,
     encode_validation,
@@ -40,7 +40,7 @@ from medqa_lib.training.checkpoints import checkpoint_folders
 from medqa_lib.training.session import CheckpointSession
 
 # Name of the untuned model's run -> its split.
-UNTUNED = {"base": "group", "base_not_quantised": "group", "base_random": "random",
+UNTUNED = {"base": "group", "base_without_nf4": "group", "base_random": "random",
            "base_official": "official"}
 VALIDATION_PAIRS_WHILE_TRAINING = 200  # the curve needs fewer than the final figure, which uses all
 
@@ -103,10 +103,10 @@ def train_adapter(experiment: Experiment, splits, profile: Profile, session: Che
     Returns:
         (loss history, numbers for metrics.json)
     """
-    tokenizer, quantised = load_tokenizer(profile), is_quantised(experiment.name)
-    model = load_base_model(profile, quantised)
+    tokenizer, nf4 = load_tokenizer(profile), has_nf4(experiment.name)
+    model = load_base_model(profile, nf4)
     if not torch.cuda.is_available():  # once, not at every use: the same numbers, a fifth less time per step
-        model = model.dequantize(dtype=torch.float32) if quantised else model.float()
+        model = model.dequantize(dtype=torch.float32) if nf4 else model.float()
     check_model(model, tokenizer)
     context = context_length(model)
     if experiment.passages:

@@ -114,7 +114,7 @@ def test_the_untuned_model_is_evaluated_as_it_was_released_too(splits, tmp_path)
         count = int((labels[:, 1:] != -100).sum())
         with torch.no_grad():
             loss, tokens = loss + float(released(ids, labels=labels).loss) * count, tokens + count
-    run = evaluation.run_base(splits, SMOKE, tmp_path, "base_not_quantised")
+    run = evaluation.run_base(splits, SMOKE, tmp_path, "base_without_nf4")
     rounding = 1e-2 if torch.cuda.is_available() else 1e-5
     assert run.metrics["validation_loss"] == pytest.approx(loss / tokens, abs=rounding)
     quantised = evaluation.run_base(splits, SMOKE, tmp_path)
