@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,8 +37,13 @@ def cache_dir() -> Path:
 
 
 def make_once(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name` of the cache; `make` fills it if it is not there. It appears whole or not at all."""
+    """The folder `name` of the cache; `make` fills it if it is not there. It appears whole or not at all.
+
+    Of several processes the first makes it: in the others `save_pretrained` would write no model.
+    """
     folder = cache_dir() / name
+    while os.environ.get("RANK", "0") != "0" and not folder.exists():
+        time.sleep(0.2)
     if not folder.exists():
         cache_dir().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_dir()) as tmp:

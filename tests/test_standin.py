@@ -7,6 +7,7 @@ import zipfile
 from types import SimpleNamespace
 
 import pytest
+from two_processes import run_in_two
 
 from medqa_lib import reasons, standin
 
@@ -125,3 +126,23 @@ def test_fetch_encoder_takes_the_cache_without_a_network(cache_roberta):
     assert standin.fetch_encoder("roberta-large") == str(folder)
     with pytest.raises(ValueError, match="minilm"):
         standin.fetch_encoder("minilm")
+
+
+LATE_FIRST = """
+import os, time, torch
+from transformers import AutoModelForCausalLM
+from medqa_lib import standin
+
+torch.distributed.init_process_group("gloo")
+time.sleep(2 * (os.environ["RANK"] == "0"))  # the second process needs the model first, and nothing is cached
+AutoModelForCausalLM.from_pretrained(standin.model_path())
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_second_does_not_keep_half_a_model(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(LATE_FIRST)
+    run_in_two(script, MEDQA_PROFILE="smoke", OMP_NUM_THREADS="1", XDG_CACHE_HOME=str(tmp_path))
+    assert (tmp_path / "medqa" / "smoke-llama-1" / "config.json").exists()
