@@ -106,7 +106,7 @@ def test_score_test_counts_what_is_copied_from_training_answers(tmp_path):
     assert scores["recited"].tolist() == [1, 0]
 
 
-def test_the_untuned_model_is_evaluated_as_it_was_released_too(splits, tmp_path):
+def test_the_untuned_model_is_evaluated_without_nf4_too(splits, tmp_path):
     released = AutoModelForCausalLM.from_pretrained(model_path(SMOKE))
     loss = tokens = 0
     for row in evaluation.encode_validation(load_tokenizer(SMOKE), splits["validation"], SMOKE):

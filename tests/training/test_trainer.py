@@ -6,7 +6,8 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from medqa_lib.config import EXPERIMENTS
+from medqa_lib import training
+from medqa_lib.config import EXPERIMENTS, PROFILES
 from medqa_lib.labels import IGNORE_INDEX, encode_example, make_collator
 from medqa_lib.training.plan import TrainingPlan
 from medqa_lib.training.session import CheckpointSession
@@ -124,3 +125,11 @@ def test_a_process_that_sees_two_gpus_counts_one_batch(monkeypatch, tmp_path):
     monkeypatch.setattr(TrainingArguments, "__post_init__", see_two)
     plan = TrainingPlan("padded", torch.float32, 4, 8, "to test")
     assert training_arguments(EXPERIMENTS["exp_004"], tmp_path, plan).train_batch_size == 4
+
+
+def test_a_run_without_nf4_trains_on_other_weights_than_one_with_it(tmp_path):
+    first = {}
+    for name in ("exp_004", "exp_004_without_nf4"):
+        losses = training.run_experiment(name, profile=PROFILES["smoke"], home=tmp_path).losses
+        first[name] = losses["loss"].iloc[0]  # of the first step: LoRA's B is still zero
+    assert abs(first["exp_004"] - first["exp_004_without_nf4"]) > 1e-4
